@@ -1,0 +1,1 @@
+"""nixa: make for NixOS machines."""

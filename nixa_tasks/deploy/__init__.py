@@ -1,0 +1,1 @@
+"""From here to there: decided, installed, switched, verified."""

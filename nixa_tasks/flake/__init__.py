@@ -1,0 +1,1 @@
+"""What the hosts should run: the flake, evaluated and built."""

@@ -1,0 +1,1 @@
+"""What people look at: plans, tables, the live view."""

@@ -1,0 +1,1 @@
+"""The installer image: cached, verified, delivered."""

@@ -1,0 +1,1 @@
+"""What the user declared: hosts.toml as frozen values."""

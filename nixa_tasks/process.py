@@ -1,0 +1,297 @@
+"""The one place that starts processes.
+
+Every process gets a session of its own, so that ending it ends its children too (killing only
+the bash of nixos-anywhere leaves its ssh running), a deadline, and a sink for its lines that is
+fed as they come, so that a hang leaves a log.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import selectors
+import shlex
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from nixa_tasks.errors import CommandFailed, DeadlinePassed, Interrupted, NixaError
+
+Argv = tuple[str, ...]
+Sink = Callable[[str], None]
+
+TAIL_LINES = 12
+GRACE_SECONDS = 3.0
+_READ_SIZE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """How a process ended. `status` is negative for a signal; `stdout` is text."""
+
+    argv: Argv
+    status: int
+    stdout: str
+    tail: tuple[str, ...]
+    seconds: float
+
+    @property
+    def is_ok(self) -> bool:
+        return self.status == 0
+
+
+def paste(argv: Argv) -> str:
+    """The command as a person can paste it into a shell."""
+    return shlex.join(argv)
+
+
+class _Lines:
+    """Bytes in, whole lines out; a partial last line is given at the end."""
+
+    def __init__(self, emit: Sink) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = ""
+        self._emit = emit
+
+    def feed(self, data: bytes, final: bool = False) -> None:
+        text = self._rest + self._decoder.decode(data, final)
+        *lines, self._rest = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        for line in lines:
+            self._emit(line)
+        if final and self._rest:
+            self._emit(self._rest)
+            self._rest = ""
+
+
+class _Running:
+    """The live sessions, so that a signal handler can end them all, and nothing starts afterwards."""
+
+    def __init__(self) -> None:
+        self._live: dict[int, subprocess.Popen[bytes]] = {}
+        self._lock = threading.RLock()  # re-entrant: a signal handler runs in the main thread
+        self.stopped = threading.Event()
+
+    def start(self, argv: Argv, **options: object) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self.stopped.is_set():
+                raise Interrupted("stopped before it was started: " + argv[0])
+            child: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
+                argv, start_new_session=True, **options
+            )
+            self._live[child.pid] = child
+            return child
+
+    def forget(self, child: subprocess.Popen[bytes]) -> None:
+        with self._lock:
+            self._live.pop(child.pid, None)
+
+    def live(self) -> list[subprocess.Popen[bytes]]:
+        with self._lock:
+            return list(self._live.values())
+
+
+_running = _Running()
+
+
+def is_stopping() -> bool:
+    """Whether `stop_all` was called: long waits look at it and give up."""
+    return _running.stopped.is_set()
+
+
+def sleep(seconds: float) -> None:
+    """Wait, but not past a stop. Raises Interrupted."""
+    if _running.stopped.wait(seconds):
+        raise Interrupted("stopped")
+
+
+def stop_all(grace: float = GRACE_SECONDS) -> None:
+    """End every live session, first asking, then by force; from now on nothing can be started."""
+    _running.stopped.set()
+    children = _running.live()
+    for child in children:
+        _signal_group(child.pid, signal.SIGTERM)
+    deadline = time.monotonic() + grace
+    while time.monotonic() < deadline and any(_group_exists(child.pid) for child in children):
+        for child in children:
+            child.poll()
+        time.sleep(0.02)
+    for child in children:
+        _signal_group(child.pid, signal.SIGKILL)
+
+
+def _signal_group(pgid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pgid, number)
+
+
+def _group_exists(pgid: int) -> bool:
+    try:
+        os.killpg(pgid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _end(child: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
+    _signal_group(child.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(grace)
+    _signal_group(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def run(
+    argv: Argv,
+    *,
+    deadline: float,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: bytes | Iterator[bytes] | IO[bytes] | None = None,
+    sink: Sink | None = None,
+    sink_stdout: bool = True,
+    check: bool = True,
+    host: str | None = None,
+    what: str | None = None,
+    max_stdout: int = 64 << 20,
+) -> Completed:
+    """Run a command to its end, within `deadline` seconds.
+
+    `stdin` is bytes, an iterator of chunks (written as the process takes them), or an open file.
+    `sink` gets every line of standard error, and of standard output unless `sink_stdout` is
+    false. Standard output is kept up to `max_stdout` bytes. `what` names the step in an error.
+
+    Raises CommandFailed (with `check`), DeadlinePassed, Interrupted, and NixaError where the
+    program can't be started.
+    """
+    what = what or Path(argv[0]).name
+    started = time.monotonic()
+    is_file = stdin is not None and not isinstance(stdin, bytes) and hasattr(stdin, "fileno")
+    try:
+        child = _running.start(
+            argv,
+            env=None if env is None else dict(env),
+            cwd=cwd,
+            stdin=stdin if is_file else subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+    except FileNotFoundError as error:
+        missing = error.filename if error.filename != str(cwd) else argv[0]
+        raise NixaError(
+            f"{what}: {missing} is not there", host=host, hint=f"install {missing}, or put it on PATH"
+        ) from error
+    except OSError as error:
+        raise NixaError(f"{what}: {argv[0]} can't be started: {error.strerror}", host=host) from error
+    tail: deque[str] = deque(maxlen=TAIL_LINES)
+    kept = bytearray()
+    try:
+        _pump(
+            child,
+            _chunks(stdin) if not is_file else iter(()),
+            started + deadline,
+            kept,
+            max_stdout,
+            tail,
+            sink,
+            sink_stdout,
+        )
+        status = child.wait(max(0.1, started + deadline - time.monotonic()))
+    except (TimeoutError, subprocess.TimeoutExpired):
+        _end(child)
+        raise DeadlinePassed(f"{what}: no end after {deadline:g} s", host=host, tail=tuple(tail)) from None
+    except BaseException:
+        _end(child)
+        raise
+    finally:
+        for pipe in (child.stdin, child.stdout, child.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        _running.forget(child)
+    done = Completed(argv, status, kept.decode("utf-8", "replace"), tuple(tail), time.monotonic() - started)
+    if status != 0 and is_stopping():
+        raise Interrupted(f"{what}: stopped", host=host)
+    if check and status != 0:
+        said = f"signal {-status}" if status < 0 else f"status {status}"
+        raise CommandFailed(
+            f"{what}: ended with {said}", argv=argv, status=status, host=host, tail=tuple(tail)
+        )
+    return done
+
+
+def _chunks(stdin: bytes | Iterator[bytes] | IO[bytes] | None) -> Iterator[bytes]:
+    if stdin is None:
+        return iter(())
+    if isinstance(stdin, bytes):
+        return iter((stdin,))
+    return iter(stdin)
+
+
+def _pump(
+    child: subprocess.Popen[bytes],
+    chunks: Iterator[bytes],
+    until: float,
+    kept: bytearray,
+    max_stdout: int,
+    tail: deque[str],
+    sink: Sink | None,
+    sink_stdout: bool,
+) -> None:
+    """Move bytes both ways until both outputs are closed. Raises TimeoutError past `until`."""
+
+    def emit(line: str) -> None:
+        tail.append(line)
+        if sink is not None:
+            sink(line)
+
+    out_lines = _Lines(emit if sink_stdout else lambda _line: None)
+    err_lines = _Lines(emit)
+    pending = memoryview(b"")
+    with selectors.DefaultSelector() as ready:
+        for pipe, lines in ((child.stdout, out_lines), (child.stderr, err_lines)):
+            if pipe is not None:
+                os.set_blocking(pipe.fileno(), False)
+                ready.register(pipe, selectors.EVENT_READ, lines)
+        if child.stdin is not None:
+            os.set_blocking(child.stdin.fileno(), False)
+            ready.register(child.stdin, selectors.EVENT_WRITE)
+        while any(key.events == selectors.EVENT_READ for key in ready.get_map().values()):
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            if child.poll() is not None and not ready.select(0.5):
+                return  # it left a child of its own behind that holds the pipe: not ours to wait for
+            for key, _ in ready.select(min(left, 0.5)):
+                if key.fileobj is child.stdin:
+                    pending = _feed(ready, child.stdin, pending, chunks)
+                    continue
+                data = os.read(key.fd, _READ_SIZE)
+                key.data.feed(data, final=not data)
+                if not data:
+                    ready.unregister(key.fileobj)
+                elif key.data is out_lines:
+                    kept += data[: max(0, max_stdout - len(kept))]
+
+
+def _feed(
+    ready: selectors.BaseSelector, pipe: IO[bytes], pending: memoryview, chunks: Iterator[bytes]
+) -> memoryview:
+    """Write once what fits; close the pipe at the end of the input, or when nobody reads it."""
+    try:
+        while not pending:
+            pending = memoryview(next(chunks))
+        return pending[os.write(pipe.fileno(), pending) :]
+    except BlockingIOError:
+        return pending
+    except (StopIteration, BrokenPipeError):
+        ready.unregister(pipe)
+        with contextlib.suppress(OSError):
+            pipe.close()
+        return memoryview(b"")

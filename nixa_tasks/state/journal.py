@@ -1,0 +1,112 @@
+"""What happens, as it happens: one line a step begun and a step ended, and the one stream of
+events that the live view, the plain lines and the report all read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from nixa_tasks.errors import Interrupted, NixaError
+from nixa_tasks.state.stamps import now
+
+
+class Kind(StrEnum):
+    """What an event tells. `PROGRESS` goes to the listeners only."""
+
+    BEGIN = "begin"
+    END = "end"
+    NOTE = "note"
+    PROGRESS = "progress"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One moment. `host` is a host's name, or an image's for `kexec` steps, or "" for the fleet.
+
+    `outcome` of an END: `done`, `failed`, `stopped`. `done`/`total` of a PROGRESS are bytes.
+    """
+
+    kind: Kind
+    host: str
+    step: str
+    text: str = ""
+    outcome: str = ""
+    seconds: float = 0.0
+    done: int = 0
+    total: int | None = None
+
+
+Listener = Callable[[Event], None]
+
+
+class Journal:
+    """Appends to `journal.jsonl` and tells the listeners. Safe to use from many threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run = uuid.uuid4().hex[:12]
+        self._lock = threading.Lock()
+        self._listeners: list[Listener] = []
+
+    def subscribe(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
+    @contextlib.contextmanager
+    def step(self, host: str, step: str, text: str = "") -> Iterator[None]:
+        """Mark a step's beginning and its end, whatever the end is."""
+        self.emit(Event(Kind.BEGIN, host, step, text))
+        started = time.monotonic()
+        outcome, said = "failed", ""
+        try:
+            yield
+            outcome = "done"
+        except Interrupted as error:
+            outcome, said = "stopped", error.what
+            raise
+        except NixaError as error:
+            said = error.what
+            raise
+        finally:
+            seconds = round(time.monotonic() - started, 3)
+            self.emit(Event(Kind.END, host, step, said, outcome=outcome, seconds=seconds))
+
+    def note(self, host: str, step: str, text: str) -> None:
+        """Something worth a line."""
+        self.emit(Event(Kind.NOTE, host, step, text))
+
+    def progress(self, host: str, step: str, done: int, total: int | None) -> None:
+        """How far a transfer is, in bytes. Not written to the file."""
+        self.emit(Event(Kind.PROGRESS, host, step, done=done, total=total))
+
+    def emit(self, event: Event) -> None:
+        if event.kind is not Kind.PROGRESS:
+            self._append(event)
+        for listener in self._listeners:
+            listener(event)
+
+    def _append(self, event: Event) -> None:
+        line: dict[str, object] = {
+            "at": now(),
+            "run": self.run,
+            "pid": os.getpid(),
+            "event": event.kind.value,
+            "host": event.host,
+            "step": event.step,
+        }
+        if event.text:
+            line["text"] = event.text
+        if event.kind is Kind.END:
+            line |= {"outcome": event.outcome, "seconds": event.seconds}
+        data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+        with self._lock, contextlib.suppress(OSError):  # a full disk must not fail a deploy half-way
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab", buffering=0) as file:
+                file.write(data)  # one write in append mode: lines of two runs never mix

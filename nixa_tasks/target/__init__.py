@@ -1,0 +1,1 @@
+"""The machines: reached, known by their keys, asked what they are."""

@@ -1,0 +1,1 @@
+"""The face towards doit: one module a family of tasks."""
