@@ -1,0 +1,64 @@
+"""The receipt of a deploy: the same on the host and beside the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from typing import Any
+
+
+class How(StrEnum):
+    """The way that a deploy took."""
+
+    INSTALL = "install"
+    SWITCH = "switch"
+    ADOPT = "adopt"
+    ROLLBACK = "rollback"
+
+
+class Outcome(StrEnum):
+    DONE = "done"
+    ROLLED_BACK = "rolled-back"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """`out` is what runs now, `wanted` what was to run; times are RFC 3339 UTC, `seconds` a duration."""
+
+    target: str
+    host_key: str
+    out: str | None
+    wanted: str
+    drv: str | None
+    mode: How
+    kexec_sha256: str | None
+    flake: str | None
+    started_at: str
+    seconds: float
+    operator: str
+    outcome: Outcome
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any] | None) -> Receipt | None:
+        """None for what is not a receipt: a receipt that can't be read is one that is not there."""
+        if value is None:
+            return None
+        try:
+            known = {field.name: value[field.name] for field in fields(cls)}
+            texts = ("target", "host_key", "wanted", "started_at", "operator")
+            if not all(isinstance(known[name], str) for name in texts):
+                return None
+            if not all(
+                known[name] is None or isinstance(known[name], str)
+                for name in ("out", "drv", "kexec_sha256", "flake")
+            ):
+                return None
+            known["seconds"] = float(known["seconds"])
+            return cls(**known | {"mode": How(known["mode"]), "outcome": Outcome(known["outcome"])})
+        except (KeyError, ValueError, TypeError, OverflowError):
+            return None

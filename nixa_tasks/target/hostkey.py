@@ -1,0 +1,164 @@
+"""Who a machine is: its ssh host key, pinned in hosts.toml or remembered from the first contact.
+
+The remembered keys lie in the user's state directory, not in `.nixa/`: deleting that must never
+make a wrong machine look new.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from nixa_tasks.errors import NixaError
+from nixa_tasks.manifest.model import Host, InstallPolicy
+from nixa_tasks.state.stamps import write_bytes
+
+
+class Trust(StrEnum):
+    """Why a host key is the expected one."""
+
+    PINNED = "pinned"
+    SEEN = "seen"
+    FIRST = "first"
+    ANY = "any"
+
+
+class HostKeyMismatch(NixaError):
+    """The machine that answers shows another key than the expected one. Nothing was sent to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostKey:
+    """A public key as sshd shows it: `ssh-ed25519`, and the base64 blob."""
+
+    kind: str
+    blob: str
+
+    @classmethod
+    def parse(cls, text: str) -> HostKey:
+        """From `TYPE BLOB [comment]`. Raises ValueError."""
+        kind, blob, *_ = [*text.split(), "", ""]
+        try:
+            raw = base64.b64decode(blob, validate=True)
+        except binascii.Error:
+            raw = b""
+        if not kind or len(raw) < 4 or raw[4 : 4 + int.from_bytes(raw[:4])] != kind.encode():
+            raise ValueError(f"not a public key: {text[:60]!r}")
+        return cls(kind, blob)
+
+    @property
+    def fingerprint(self) -> str:
+        """As `ssh-keygen -l` prints it: `SHA256:` and base64 without padding."""
+        digest = hashlib.sha256(base64.b64decode(self.blob)).digest()
+        return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+
+    @property
+    def text(self) -> str:
+        return f"{self.kind} {self.blob}"
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What a host must show: a key, a fingerprint, or nothing yet."""
+
+    trust: Trust
+    key: HostKey | None = None
+    fingerprint: str | None = None
+
+
+def address(host: Host) -> str:
+    """What a remembered key belongs to: the machine's address, not its name in one project."""
+    return f"[{host.target.lower()}]:{host.port or 22}"
+
+
+class KnownHosts:
+    """The keys remembered for this user: `$XDG_STATE_HOME/nixa/known_hosts`, one a line."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or _state_home() / "nixa" / "known_hosts"
+
+    def find(self, host: Host) -> HostKey | None:
+        return self._read().get(address(host))
+
+    def remember(self, host: Host, key: HostKey) -> None:
+        """Keep a key for the host's address, in place of any other."""
+        with self._locked():
+            keys = self._read()
+            if keys.get(address(host)) != key:
+                keys[address(host)] = key
+                text = "".join(f"{where} {known.text}\n" for where, known in keys.items())
+                write_bytes(self.path, text.encode(), 0o600)
+
+    def _read(self) -> dict[str, HostKey]:
+        try:
+            lines = self.path.read_text().splitlines()
+        except FileNotFoundError:
+            return {}
+        except (OSError, UnicodeError) as error:
+            raise NixaError(
+                f"{self.path} can't be read: {error}",
+                hint="it holds the host keys seen so far; repair it rather than delete it",
+            ) from error
+        keys = {}
+        for line in lines:
+            where, _, key = line.partition(" ")
+            try:
+                keys[where] = HostKey.parse(key)
+            except ValueError as error:
+                raise NixaError(
+                    f"{self.path} is damaged: {error}",
+                    hint="it holds the host keys seen so far; mend or remove that line",
+                ) from error
+        return keys
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self.path.with_suffix(".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _state_home() -> Path:
+    configured = os.environ.get("XDG_STATE_HOME", "")
+    return Path(configured) if configured.startswith("/") else Path.home() / ".local" / "state"
+
+
+def expectation(host: Host, known: KnownHosts) -> Expectation:
+    """What the host must show. A pin decides alone; a throwaway machine without one may show
+    anything, since it is created anew behind nixa's back."""
+    if host.host_key is not None:
+        if host.host_key.startswith("SHA256:"):
+            return Expectation(Trust.PINNED, fingerprint=host.host_key)
+        return Expectation(Trust.PINNED, key=HostKey.parse(host.host_key))
+    if host.install is InstallPolicy.ALWAYS:
+        return Expectation(Trust.ANY)
+    seen = known.find(host)
+    return Expectation(Trust.FIRST) if seen is None else Expectation(Trust.SEEN, key=seen)
+
+
+def mismatch(host: Host, expected: Expectation, shown: HostKey | None) -> HostKeyMismatch:
+    """The error for a machine that is not the expected one, with both fingerprints."""
+    wanted = expected.fingerprint or (expected.key.fingerprint if expected.key else "none")
+    where = "pinned in hosts.toml" if expected.trust is Trust.PINNED else "seen before"
+    got = f"{shown.fingerprint} ({shown.kind})" if shown else "a key of another type"
+    pinned = (
+        "  (then also change `host_key` in hosts.toml, or add --pin)"
+        if expected.trust is Trust.PINNED
+        else ""
+    )
+    return HostKeyMismatch(
+        f"{host.target} shows another host key than the one {where}; nothing was sent to it",
+        host=host.name,
+        tail=(f"expected {wanted}", f"shown    {got}"),
+        hint=f"if this is another machine at the same address, correct `target`\n"
+        f"if it was re-imaged or runs a rescue system: doit trust:{host.name}{pinned}",
+    )

@@ -1,0 +1,128 @@
+"""The way in: the key first, then a login, then the facts."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nixa_tasks import process
+from nixa_tasks.errors import NixaError
+from nixa_tasks.manifest.model import Host
+from nixa_tasks.target import hostkey, probe
+from nixa_tasks.target.hostkey import Expectation, HostKey, KnownHosts, Trust
+from nixa_tasks.target.probe import Facts
+from nixa_tasks.target.ssh import Ssh, Unreachable, environment, explain
+
+Note = Callable[[str], None]
+_KEY_SECONDS = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A host that was reached: the way there, the key it showed and why that is right, its facts."""
+
+    ssh: Ssh
+    key: HostKey
+    trust: Trust
+    facts: Facts
+
+
+@contextlib.contextmanager
+def run_folder() -> Iterator[Path]:
+    """A private folder for this run's sockets and keys. Under /tmp where TMPDIR is too long for a
+    socket's path (108 bytes)."""
+    parent = tempfile.gettempdir()
+    folder = Path(tempfile.mkdtemp(prefix="nixa-", dir=parent if len(parent) < 40 else "/tmp"))  # noqa: S108
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def connect(host: Host, folder: Path, known: KnownHosts, note: Note) -> Reached:
+    """Reach a host with the key that is expected of it, and ask what it is.
+
+    A first contact is remembered once the login worked. Raises HostKeyMismatch before anything
+    is sent, Unreachable, NixaError.
+    """
+    expected = hostkey.expectation(host, known)
+    ssh = prepare(Ssh.to(host, folder), expected)
+    try:
+        facts = probe.ask(ssh)
+    except Unreachable as error:
+        if error.kind == "hostkey":
+            raise hostkey.mismatch(host, expected, shown_key(ssh)) from error
+        raise
+    key = _key_in(ssh.known_hosts)
+    if expected.trust is Trust.FIRST:
+        known.remember(host, key)
+        note(f"first contact: {key.fingerprint} ({key.kind}), remembered")
+    strict = replace(ssh, strict=True, elevation=facts.elevation or ssh.elevation)
+    return Reached(strict, key, expected.trust, facts)
+
+
+def prepare(ssh: Ssh, expected: Expectation) -> Ssh:
+    """Write down what the host must show, so that every connection of every tool is held to it."""
+    key = expected.key
+    if expected.fingerprint is not None:
+        key = shown_key(ssh, expected.fingerprint)
+        if key is None or key.fingerprint != expected.fingerprint:
+            raise hostkey.mismatch(ssh.host, expected, key)
+    if key is None:
+        ssh.known_hosts.unlink(missing_ok=True)
+        return replace(ssh, strict=False)
+    expect_key(ssh, key)
+    return replace(ssh, strict=True)
+
+
+def expect_key(ssh: Ssh, key: HostKey) -> None:
+    ssh.known_hosts.write_text(f"{ssh.host.name} {key.text}\n")
+
+
+def _key_in(known_hosts: Path) -> HostKey:
+    try:
+        _, _, key = known_hosts.read_text().splitlines()[0].partition(" ")
+        return HostKey.parse(key)
+    except (OSError, IndexError, ValueError) as error:
+        raise NixaError(f"ssh left no host key in {known_hosts}: {error}") from error
+
+
+def shown_key(ssh: Ssh, fingerprint: str | None = None) -> HostKey | None:
+    """The key that the host shows now, asked without logging in, through jump hosts and aliases
+    alike. With `fingerprint`, the one among its keys that has it, where one does.
+
+    Raises Unreachable where it can't even be asked.
+    """
+    first: HostKey | None = None
+    kinds = (None, "ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512") if fingerprint else (None,)
+    for kind in kinds:
+        key = _ask_key(ssh, kind)
+        first = first or key
+        if key is not None and key.fingerprint == fingerprint:
+            return key
+    return first
+
+
+def _ask_key(ssh: Ssh, kind: str | None) -> HostKey | None:
+    with tempfile.TemporaryDirectory(dir=ssh.folder) as place:
+        asked = replace(ssh, folder=Path(place), strict=False)
+        options: tuple[str, ...] = ("-o", "PreferredAuthentications=none")
+        options += ("-o", f"HostKeyAlgorithms={kind}") if kind else ()
+        _, *rest = asked.command("true", shared=False)
+        done = process.run(
+            ("ssh", *options, *rest),
+            deadline=_KEY_SECONDS,
+            check=False,
+            host=ssh.host.name,
+            what="host key",
+            env=environment(),
+        )
+        if asked.known_hosts.exists():
+            return _key_in(asked.known_hosts)
+        if kind is not None:
+            return None  # the host has no key of that type
+        raise explain(asked, done.tail)

@@ -1,0 +1,278 @@
+"""One host's ssh: the same pins, user, port, key and options for every connection of every tool.
+
+nixa's own calls, `nix copy` and nixos-anywhere all run the same command line: the tools find an
+`ssh` of ours in front of their PATH, since each has some way of its own to pass options that is
+split at blanks or comes too late (ssh takes the first value of an option).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import IO
+
+from nixa_tasks import process
+from nixa_tasks.errors import CommandFailed, NixaError
+from nixa_tasks.manifest.model import Host
+from nixa_tasks.process import Argv, Completed, Sink
+
+CONNECT_SECONDS = 10
+ALIVE_SECONDS = 3  # 3 x 3 s: a dead connection is noticed in 9 s, one through a kexec survives
+PERSIST_SECONDS = 60
+STATUS_SSH = 255
+
+
+class Elevation(StrEnum):
+    """How the login becomes root."""
+
+    NONE = "none"
+    SUDO = "sudo"
+    DOAS = "doas"
+
+    @property
+    def prefix(self) -> Argv:
+        match self:
+            case Elevation.NONE:
+                return ()
+            case Elevation.SUDO:
+                return ("sudo", "-n", "--")
+            case Elevation.DOAS:
+                return ("doas", "-n", "--")
+
+
+class Unreachable(NixaError):
+    """The host can't be reached or does not let us in. `kind` tells the ways apart."""
+
+    def __init__(
+        self, kind: str, what: str, *, host: str, tail: tuple[str, ...] = (), hint: str | None = None
+    ):
+        super().__init__(what, host=host, tail=tail, hint=hint)
+        self.kind = kind
+
+
+def remote_command(argv: Argv) -> str:
+    """A command for the shell at the other end: the one place where anything is quoted for it.
+
+    POSIX single quotes, which dash, bash, ksh, zsh, busybox and fish read alike for everything
+    without a backslash; what nixa sends through a login shell is `sh -c SCRIPT`.
+    """
+    return shlex.join(argv)
+
+
+@dataclass(frozen=True, slots=True)
+class Ssh:
+    """The way to one host. `folder` is private to this run and short (sockets lie in it).
+
+    `strict` false takes the key that is shown and writes it to `known_hosts` (first contact).
+    """
+
+    host: Host
+    folder: Path
+    target: str
+    user: str
+    port: int | None
+    strict: bool = True
+    elevation: Elevation = Elevation.NONE
+
+    @classmethod
+    def to(cls, host: Host, folder: Path) -> Ssh:
+        return cls(host, folder, host.target, host.user, host.port)
+
+    def as_root(self) -> Ssh:
+        """The same machine once it runs the installer or what was installed: root's login."""
+        return replace(self, user="root", elevation=Elevation.NONE)
+
+    @property
+    def known_hosts(self) -> Path:
+        return self.folder / f"{self._tag}.known_hosts"
+
+    @property
+    def _tag(self) -> str:
+        return hashlib.sha256(self.host.name.encode()).hexdigest()[:12]
+
+    @property
+    def socket(self) -> Path:
+        where = f"{self.user}@{self.target}:{self.port}"
+        return self.folder / f"{self._tag}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
+
+    def options(self, *, shared: bool = True) -> Argv:
+        """ssh's options, those that identity hangs on first: ssh takes the first value it sees."""
+        pairs = [
+            f"HostKeyAlias={self.host.name}",
+            f"UserKnownHostsFile={self.known_hosts}",
+            "GlobalKnownHostsFile=/dev/null",
+            f"StrictHostKeyChecking={'yes' if self.strict else 'accept-new'}",
+            "KnownHostsCommand=none",
+            "VerifyHostKeyDNS=no",
+            "UpdateHostKeys=no",
+            "BatchMode=yes",
+        ]
+        if shared:
+            pairs += ["ControlMaster=auto", f"ControlPath={self.socket}", f"ControlPersist={PERSIST_SECONDS}"]
+        else:
+            pairs += ["ControlMaster=no", "ControlPath=none"]
+        pairs += self.host.ssh_options
+        pairs += [
+            f"ConnectTimeout={CONNECT_SECONDS}",
+            f"ServerAliveInterval={ALIVE_SECONDS}",
+            "ServerAliveCountMax=3",
+            "LogLevel=ERROR",
+        ]
+        options = [word for pair in pairs for word in ("-o", pair)]
+        if self.host.identity is not None:
+            options += ["-o", "IdentitiesOnly=yes", "-i", str(self.host.identity)]
+        if self.port is not None:
+            options += ["-p", str(self.port)]
+        return tuple(options)
+
+    def command(self, *remote: str, shared: bool = True, root: bool = False) -> Argv:
+        """The whole argv that runs `remote` on the host, as root if asked."""
+        prefix = self.elevation.prefix if root else ()
+        words = (remote_command(prefix + remote),) if remote else ()
+        return ("ssh", *self.options(shared=shared), "-T", "-l", self.user, "--", self.target, *words)
+
+    def run(
+        self,
+        script: str,
+        *args: str,
+        deadline: float,
+        root: bool = False,
+        stdin: bytes | Iterator[bytes] | IO[bytes] | None = None,
+        sink: Sink | None = None,
+        sink_stdout: bool = True,
+        check: bool = True,
+        shared: bool = True,
+        what: str | None = None,
+        max_stdout: int = 1 << 20,
+    ) -> Completed:
+        """Run a POSIX shell script on the host; `args` are its `$1`, `$2`, …
+
+        Raises Unreachable where ssh itself fails, else as process.run does.
+        """
+        argv = self.command("sh", "-c", script, "nixa", *args, shared=shared, root=root)
+        done = process.run(
+            argv,
+            deadline=deadline,
+            stdin=stdin,
+            sink=sink,
+            sink_stdout=sink_stdout,
+            check=False,
+            host=self.host.name,
+            what=what or "ssh",
+            max_stdout=max_stdout,
+            env=environment(),
+        )
+        if done.status == STATUS_SSH:
+            raise explain(self, done.tail)
+        if check and done.status != 0:
+            raise CommandFailed(
+                f"{what or 'a command on the host'}: ended with status {done.status}",
+                argv=argv,
+                status=done.status,
+                host=self.host.name,
+                tail=done.tail,
+            )
+        return done
+
+    def disconnect(self) -> None:
+        """End the shared connection, if there is one, so that the next call logs in anew."""
+        if self.socket.exists():
+            with contextlib.suppress(NixaError):
+                process.run(
+                    ("ssh", "-o", f"ControlPath={self.socket}", "-O", "exit", "--", self.target),
+                    deadline=5,
+                    check=False,
+                )
+            with contextlib.suppress(OSError):
+                self.socket.unlink()
+
+    def tool_environment(self, *, shared: bool = True) -> dict[str, str]:
+        """The environment for a tool that calls `ssh`: ours comes first on its PATH."""
+        return environment() | {
+            "PATH": f"{self._shim(shared)}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        }
+
+    def _shim(self, shared: bool) -> Path:
+        real = shutil.which("ssh")
+        if real is None:
+            raise NixaError("ssh is not there", hint="install the OpenSSH client")
+        folder = self.folder / f"{self._tag}-{'shared' if shared else 'plain'}-{self.strict:d}-bin"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        script = folder / "ssh"
+        text = f'#!/bin/sh\nexec {shlex.join((real, *self.options(shared=shared)))} "$@"\n'
+        fresh = script.with_name(f".ssh-{os.getpid()}-{id(self)}")
+        fresh.write_text(text)
+        fresh.chmod(0o700)
+        fresh.replace(script)
+        return folder
+
+
+def environment() -> dict[str, str]:
+    """Ours, in the language that ssh's messages are told apart by, and without a graphical prompt."""
+    return {name: value for name, value in os.environ.items() if name != "SSH_ASKPASS"} | {"LC_ALL": "C"}
+
+
+_KINDS: Mapping[str, tuple[str, str, str]] = {
+    r"could not resolve hostname": (
+        "unknown",
+        "its name does not resolve",
+        "check `target` in hosts.toml, and this computer's DNS",
+    ),
+    r"connection refused": (
+        "refused",
+        "the connection is refused: nothing listens there",
+        "is sshd running, and is `port` right?",
+    ),
+    r"timed out|timeout, server|no route to host|network is unreachable|host is down": (
+        "timeout",
+        "it does not answer",
+        "is it switched on, is the address right, does a firewall drop the port?",
+    ),
+    r"permission denied|too many authentication failures|no such identity": (
+        "login",
+        "the login is refused",
+        "put your public key into its authorized_keys, or set `user` or `identity`",
+    ),
+    r"no matching (host key|key exchange|cipher)": (
+        "protocol",
+        "its sshd and this ssh have no algorithm in common",
+        "see `ssh -v` to it; update the older side",
+    ),
+    r"connection (closed|reset)|kex_exchange_identification|broken pipe|connection lost": (
+        "closed",
+        "it closed the connection",
+        "does sshd accept this user and address? its own log tells why",
+    ),
+}
+
+
+def explain(ssh: Ssh, tail: tuple[str, ...]) -> Unreachable:
+    """ssh's own words as one of a few kinds that a person treats differently."""
+    text = "\n".join(tail)
+    if re.search(r"host key verification failed|remote host identification has changed", text, re.IGNORECASE):
+        return Unreachable(
+            "hostkey",
+            "the host key is not the expected one",
+            host=ssh.host.name,
+            tail=tail,
+            hint=f"doit trust:{ssh.host.name}, if the machine was re-imaged",
+        )
+    where = f"{ssh.user}@{ssh.target}" + (f":{ssh.port}" if ssh.port else "")
+    for pattern, (kind, what, hint) in _KINDS.items():
+        if re.search(pattern, text, re.IGNORECASE):
+            return Unreachable(kind, f"{where}: {what}", host=ssh.host.name, tail=tail[-3:], hint=hint)
+    return Unreachable(
+        "ssh",
+        f"{where}: ssh failed",
+        host=ssh.host.name,
+        tail=tail,
+        hint=f"try it by hand: {process.paste(ssh.command(shared=False))}",
+    )
