@@ -226,6 +226,66 @@ def run(
     return done
 
 
+@contextlib.contextmanager
+def hold(
+    argv: Argv,
+    *,
+    is_ready: Callable[[str], bool],
+    deadline: float,
+    beat: bytes,
+    every: float,
+    host: str | None = None,
+    what: str,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[None]:
+    """Keep a command running for as long as the body runs: a lock that a live process holds.
+
+    The body starts once `is_ready` says so of a line of the output, within `deadline` seconds.
+    `beat` is written to its input every `every` seconds, so that the other end can tell a holder
+    that died without a word. Raises CommandFailed where it ends first, DeadlinePassed, Interrupted.
+    """
+    child = _running.start(argv, env=None if env is None else dict(env), stdin=subprocess.PIPE,
+                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    tail: deque[str] = deque(maxlen=TAIL_LINES)
+    ready, over = threading.Event(), threading.Event()
+
+    def listen() -> None:
+        for line in child.stdout or ():
+            text = line.decode("utf-8", "replace").rstrip("\r\n")
+            tail.append(text)
+            if is_ready(text):
+                ready.set()
+        over.set()
+
+    def keep_alive() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while child.stdin is not None and not over.wait(every):
+                child.stdin.write(beat)
+                child.stdin.flush()
+
+    threads = [threading.Thread(target=listen, daemon=True), threading.Thread(target=keep_alive, daemon=True)]
+    for thread in threads:
+        thread.start()
+    try:
+        until = time.monotonic() + deadline
+        while not ready.wait(0.02):
+            if over.is_set():
+                raise CommandFailed(f"{what}: ended too soon", argv=argv, status=child.wait(), host=host,
+                                    tail=tuple(tail))
+            if time.monotonic() > until:
+                raise DeadlinePassed(f"{what}: not there after {deadline:g} s", host=host, tail=tuple(tail))
+            sleep(0.0)
+        yield
+    finally:
+        over.set()
+        _end(child)
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    pipe.close()
+        _running.forget(child)
+
+
 def _chunks(stdin: bytes | Iterator[bytes] | IO[bytes] | None) -> Iterator[bytes]:
     if stdin is None:
         return iter(())

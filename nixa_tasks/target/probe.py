@@ -119,9 +119,9 @@ _BOOT_ID = re.compile(r"[0-9a-f-]{36}")
 _WORD = re.compile(r"[\x20-\x7e]{1,200}")
 
 
-def ask(ssh: Ssh) -> Facts:
+def ask(ssh: Ssh, *, shared: bool = True) -> Facts:
     """One login, one script, its facts. Raises Unreachable, or as process.run does."""
-    done = ssh.run(SCRIPT, deadline=PROBE_SECONDS, what="probe", max_stdout=MAX_ANSWER)
+    done = ssh.run(SCRIPT, deadline=PROBE_SECONDS, shared=shared, what="probe", max_stdout=MAX_ANSWER)
     return parse(done.stdout)
 
 

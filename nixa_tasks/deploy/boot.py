@@ -1,0 +1,112 @@
+"""Waiting for a machine to go down and to come back as what it should be.
+
+Told by `boot_id`, not by connections: a machine that falls silent instead of closing them, and is
+back within seconds, is noticed all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nixa_tasks import process
+from nixa_tasks.errors import DeadlinePassed, NixaError
+from nixa_tasks.target import probe
+from nixa_tasks.target.probe import Facts
+from nixa_tasks.target.ssh import Ssh, Unreachable, environment
+
+_POLL_SECONDS = 0.3
+_LOGIN_POLL_SECONDS = 1.0
+_BANNER_SECONDS = 3.0
+_LOGIN_REFUSED_SECONDS = 60.0
+
+# What nixos-anywhere's own reboot phase does first, so that the disk is clean and a zpool can be
+# imported without force.
+_REBOOT = """
+umount -R /mnt 2>/dev/null; swapoff -a 2>/dev/null
+if command -v zpool >/dev/null 2>&1; then zpool export -a; fi
+sync
+nohup sh -c 'sleep 1; reboot || busybox reboot -f' </dev/null >/dev/null 2>&1 &
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where sshd is to be found without any jump host: what a banner can be asked of."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, ssh: Ssh) -> Address | None:
+        """From ssh's own reading of its configuration; None where the way leads over a proxy."""
+        argv = ("ssh", "-G", *ssh.command()[1:])
+        done = process.run(argv, deadline=10, check=False, env=environment())
+        said = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
+        if "proxyjump" in said or said.get("proxycommand", "none") != "none" or "hostname" not in said:
+            return None
+        return cls(said["hostname"], int(said.get("port", "22")))
+
+    def answers(self) -> bool:
+        """Whether an sshd shows its banner: a twentieth of a login's cost, on both sides."""
+        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), _BANNER_SECONDS) as line:
+            line.settimeout(_BANNER_SECONDS)
+            return line.recv(4) == b"SSH-"
+        return False
+
+
+def reboot(ssh: Ssh) -> None:
+    """Ask the machine to reboot, as root. It answers before it goes."""
+    ssh.run(_REBOOT, deadline=120, root=True, what="reboot")
+
+
+def await_boot(
+    ssh: Ssh,
+    *,
+    before: str,
+    deadline: float,
+    what: str,
+    hint: str,
+    is_right: Callable[[Facts], bool] = lambda _facts: True,
+) -> Facts:
+    """Wait until the machine runs another boot than `before`, and `is_right` of it.
+
+    Raises DeadlinePassed with what was last seen, HostKeyMismatch by way of Unreachable("hostkey").
+    """
+    ssh.disconnect()
+    address = Address.of(ssh)
+    until = time.monotonic() + deadline
+    refused_since: float | None = None
+    last = "nothing"
+    while time.monotonic() < until:
+        if address is not None and not address.answers():
+            last = "no ssh banner"
+            process.sleep(_POLL_SECONDS)
+            continue
+        try:
+            facts = probe.ask(ssh, shared=False)
+        except Unreachable as error:
+            if error.kind == "hostkey":
+                raise
+            if error.kind == "login":
+                refused_since = refused_since or time.monotonic()
+                if time.monotonic() - refused_since > _LOGIN_REFUSED_SECONDS:
+                    raise
+            last = error.what
+        except DeadlinePassed:
+            last = "a login that did not end"
+        except NixaError as error:
+            last = error.what
+        else:
+            if facts.boot_id and facts.boot_id != before and is_right(facts):
+                return facts
+            last = f"{facts.os_name or facts.os}, boot {facts.boot_id[:8]}" + (
+                " (the one before)" if facts.boot_id == before else ""
+            )
+        process.sleep(_LOGIN_POLL_SECONDS)
+    raise DeadlinePassed(
+        f"{what}: not there after {deadline:g} s; last seen: {last}", host=ssh.host.name, hint=hint
+    )

@@ -1,0 +1,134 @@
+"""Health checks: what must hold before a deploy counts as done."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import assert_never
+from urllib.parse import urlsplit
+
+from nixa_tasks import process
+from nixa_tasks.errors import NixaError
+from nixa_tasks.manifest.model import Check, CommandCheck, HttpCheck, TcpCheck, UnitsCheck
+from nixa_tasks.target.ssh import Ssh
+
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 5.0
+_MAX_BODY = 4 << 20
+
+_FAILED_UNITS = """
+PATH=$PATH:/run/current-system/sw/bin
+command -v systemctl >/dev/null 2>&1 || exit 0
+systemctl list-units --state=failed --plain --no-legend --no-pager | while read -r unit _; do echo "$unit"; done
+"""
+
+
+class CheckFailed(NixaError):
+    """A health check did not pass within its tries and its time."""
+
+
+def describe(check: Check) -> str:
+    """A check in a few words."""
+    match check.probe:
+        case HttpCheck(url=url):
+            return f"http {url}"
+        case CommandCheck(command=command):
+            return f"command {command!r}"
+        case TcpCheck(port=port):
+            return f"tcp port {port}"
+        case UnitsCheck():
+            return "no newly failed units"
+        case _ as never:
+            assert_never(never)
+
+
+def failed_units(ssh: Ssh) -> frozenset[str]:
+    """The systemd units that are failed now; empty where there is no systemd."""
+    done = ssh.run(_FAILED_UNITS, deadline=60, root=True, what="units")
+    return frozenset(done.stdout.split())
+
+
+def run_all(checks: tuple[Check, ...], ssh: Ssh, *, failed_before: frozenset[str], note: Callable[[str], None]) -> None:
+    """Run every check until each has passed. Raises CheckFailed at the first that does not."""
+    for check in checks:
+        _run(check, ssh, failed_before)
+        note(f"check passed: {describe(check)}")
+
+
+def _run(check: Check, ssh: Ssh, failed_before: frozenset[str]) -> None:
+    until = time.monotonic() + check.deadline
+    pause = _FIRST_PAUSE
+    for attempt in range(check.retries + 1):
+        left = until - time.monotonic()
+        if attempt and left <= 0:
+            break
+        trouble = _try(check, ssh, max(1.0, left), failed_before)
+        if trouble is None:
+            return
+        if attempt < check.retries:
+            process.sleep(max(0.0, min(pause, until - time.monotonic())))
+            pause = min(pause * 2, _LONGEST_PAUSE)
+    raise CheckFailed(f"check failed: {describe(check)}: {trouble}", host=ssh.host.name)
+
+
+def _try(check: Check, ssh: Ssh, seconds: float, failed_before: frozenset[str]) -> str | None:
+    """One try: None where it passed, else why not."""
+    try:
+        match check.probe:
+            case HttpCheck():
+                return _http(check.probe, seconds)
+            case CommandCheck(command=command):
+                done = ssh.run(command, deadline=seconds, root=True, check=False, what="check")
+                said = f": {done.tail[-1]}" if done.tail else ""
+                return None if done.is_ok else f"it ended with status {done.status}{said}"
+            case TcpCheck(port=port):
+                with contextlib.closing(socket.create_connection((ssh.target, port), seconds)):
+                    return None
+            case UnitsCheck():
+                fresh = failed_units(ssh) - failed_before
+                return f"failed now: {', '.join(sorted(fresh))}" if fresh else None
+            case _ as never:
+                assert_never(never)
+    except OSError as error:
+        return str(error)
+    except NixaError as error:
+        return error.what
+
+
+def _http(probe: HttpCheck, seconds: float) -> str | None:
+    import httpx
+
+    try:
+        with httpx.stream("GET", probe.url, timeout=seconds, follow_redirects=probe.status not in range(300, 400)) as said:
+            if said.status_code != probe.status:
+                return f"status {said.status_code}, not {probe.status}"
+            if probe.body is not None:
+                body = b""
+                for part in said.iter_bytes():
+                    body += part
+                    if len(body) > _MAX_BODY:
+                        break
+                if probe.body.encode() not in body:
+                    return f"the answer does not hold {probe.body!r}"
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return str(error) or type(error).__name__
+    return _certificate(probe, seconds) if probe.cert_days is not None else None
+
+
+def _certificate(probe: HttpCheck, seconds: float) -> str | None:
+    where = urlsplit(probe.url)
+    if where.scheme != "https" or where.hostname is None:
+        return "it has no certificate: not an https URL"
+    with (
+        socket.create_connection((where.hostname, where.port or 443), seconds) as line,
+        ssl.create_default_context().wrap_socket(line, server_hostname=where.hostname) as secure,
+    ):
+        certificate = secure.getpeercert() or {}
+    ends = datetime.fromtimestamp(ssl.cert_time_to_seconds(str(certificate["notAfter"])), UTC)
+    days = (ends - datetime.now(UTC)).days
+    wanted = probe.cert_days or 0
+    return f"its certificate ends in {days} days, fewer than {wanted}" if days < wanted else None

@@ -1,0 +1,37 @@
+"""One log file a host and run: everything that the tools printed, as they print it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+_KEPT = 50
+
+
+class RunLog:
+    """A sink for lines. Each line is flushed, so that a hang leaves a log."""
+
+    def __init__(self, folder: Path, what: str, run: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        self.path = folder / f"{stamp}-{what}-{run}.log"
+        self._started = time.monotonic()
+        self._lock = threading.Lock()
+        self._file: TextIO | None = None
+        for old in sorted(folder.glob("*.log"))[: -_KEPT + 1]:
+            old.unlink(missing_ok=True)
+
+    def __call__(self, line: str) -> None:
+        with self._lock:
+            if self._file is None:
+                self._file = self.path.open("a", encoding="utf-8", errors="replace", buffering=1)
+            self._file.write(f"{time.monotonic() - self._started:9.3f}  {line}\n")
+
+    def close(self) -> None:
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
