@@ -1,0 +1,213 @@
+"""Reading `hosts.toml`: every problem at once, and next to no time for a file that was found valid.
+
+The slow way checks the schema and how the parts fit together; the fast way, for the very bytes that
+were found valid last time, does neither and imports neither jsonschema nor tomlkit. Both parse every
+value into the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nixa_tasks.manifest.build import build
+from nixa_tasks.manifest.model import Manifest
+from nixa_tasks.manifest.problems import Finding, KeyPath, ManifestError, Problem, key_text
+from nixa_tasks.manifest.replace import replace_file
+
+__all__ = ["ManifestError", "Problem", "load"]
+
+MOST_BYTES = 16 * 1024 * 1024
+MOST_NESTING = 20
+LARGEST_WHOLE = 2**63  # TOML promises no more, and what is beyond is no number of anything here
+
+_SYNTAX_PLACE = re.compile(r"(?s)(.*) \(at (?:line (\d+), column (\d+)|end of document)\)")
+_REPEATED = re.compile(r"Cannot (overwrite|declare|mutate|redefine)")
+_HINT = (
+    "write one (README, `A real fleet in five minutes`), or start with practice machines:\n"
+    "python -m nixa_tasks.lab up 3"
+)
+
+
+def load(path: Path, stamp: Path | None = None) -> Manifest:
+    """The manifest in the file at `path`.
+
+    `stamp`: a file that remembers which bytes were found valid. It is written after a full check,
+    where its folder exists (whoever owns `.nixa/` makes that) and can be written; else the next
+    load is a full check again. Raises ManifestError with every problem of the file.
+    """
+    path = Path(os.path.normpath(path.absolute()))
+    content = _read(path)
+    mark = _mark(content, path.parent)
+    if stamp is not None and _is_stamped(stamp, mark):
+        with contextlib.suppress(ValueError, RecursionError):
+            manifest, findings = build(tomllib.loads(content.decode()), path)
+            if not findings:
+                return manifest
+        # A variable or a home that was there last time is not: the full check says so.
+    manifest = _check(path, content)
+    if stamp is not None:
+        with contextlib.suppress(OSError):
+            replace_file(stamp, f"{mark}\n".encode(), 0o644)
+    return manifest
+
+
+def _read(path: Path) -> bytes:
+    """The file's bytes, at most as many as a manifest may have."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise _unusable(path, "there is no such file", hint=_HINT) from None
+    except IsADirectoryError:
+        raise _unusable(path, "is a folder, not a file") from None
+    except OSError as error:
+        raise _unusable(path, f"can't be read: {error.strerror or error}") from error
+    if len(content) > MOST_BYTES:
+        raise _unusable(path, f"is larger than {MOST_BYTES // 1024 // 1024} MiB")
+    return content
+
+
+def _unusable(path: Path, reason: str, *, line: int = 0, hint: str | None = None) -> ManifestError:
+    return ManifestError(path, (Problem(line, "", reason),), hint=hint)
+
+
+def _mark(content: bytes, root: Path) -> str:
+    """What a stamp says: these bytes, in this folder, by these rules."""
+    mark = hashlib.sha256()
+    folder = Path(__file__).parent
+    rules = (entry for entry in os.scandir(folder) if entry.name.endswith((".py", ".json")))
+    for entry in sorted(rules, key=lambda entry: entry.name):
+        status = entry.stat()
+        mark.update(f"{entry.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    mark.update(f"{os.fspath(root)}\n".encode(errors="surrogateescape"))
+    mark.update(hashlib.sha256(content).digest())
+    return mark.hexdigest()
+
+
+def _is_stamped(stamp: Path, mark: str) -> bool:
+    try:
+        return stamp.read_bytes() == f"{mark}\n".encode()
+    except OSError:
+        return False
+
+
+def _check(path: Path, content: bytes) -> Manifest:
+    """The full check. Raises ManifestError."""
+    from nixa_tasks.manifest.cross import cross_check
+    from nixa_tasks.manifest.schema import judge
+
+    text = _decode(path, content)
+    data = _parse(path, text)
+    verdict = judge(data)
+    manifest, findings = build(data, path)
+    misfits = cross_check(manifest, data, findings)
+    everything = _without_repeats(verdict.shapes, findings, verdict.patterns, misfits)
+    if everything:
+        raise _error(path, text, everything)
+    return manifest
+
+
+def _without_repeats(*groups: Iterable[Finding]) -> list[Finding]:
+    """All findings, but of those about one key only the first group's."""
+    kept: dict[KeyPath, Finding] = {}
+    for group in groups:
+        fresh: dict[KeyPath, Finding] = {}
+        for finding in group:
+            if finding.path not in kept:
+                fresh.setdefault(finding.path, finding)
+        kept |= fresh
+    return list(kept.values())
+
+
+def _error(path: Path, text: str, findings: Iterable[Finding]) -> ManifestError:
+    from nixa_tasks.manifest.locate import locate
+
+    places = locate(text)
+    return ManifestError(
+        path, [Problem(places.line(one.path), key_text(one.path), one.text) for one in findings]
+    )
+
+
+def _decode(path: Path, content: bytes) -> str:
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise _unusable(path, "is UTF-16, not UTF-8: save it as UTF-8", line=1)
+    if content.startswith(b"\xef\xbb\xbf"):
+        raise _unusable(path, "starts with a byte-order mark: save it as UTF-8 without one", line=1)
+    for wrong, reason in ((content.find(b"\0"), "holds a NUL byte"), _first_undecodable(content)):
+        if wrong >= 0:
+            raise _unusable(path, reason, line=content.count(b"\n", 0, wrong) + 1)
+    return content.decode()
+
+
+def _first_undecodable(content: bytes) -> tuple[int, str]:
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        return error.start, f"is not UTF-8: the byte 0x{content[error.start]:02x} does not belong there"
+    return -1, ""
+
+
+def _parse(path: Path, text: str) -> Mapping[str, Any]:
+    """TOML's tables, none of them deeper, no number larger than anything later can take."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _syntax_error(path, text, str(error)) from None
+    except (ValueError, RecursionError) as error:  # digits without end, brackets without end
+        reason = "brackets nested too deep" if isinstance(error, RecursionError) else "a number too long"
+        raise _unusable(path, f"is not TOML that can be read: {reason}", line=1) from None
+    if findings := _excesses(data):
+        raise _error(path, text, findings)
+    return data
+
+
+def _excesses(data: Mapping[str, Any]) -> list[Finding]:
+    findings: list[Finding] = []
+    waiting: list[tuple[KeyPath, Any]] = [((), data)]
+    while waiting:
+        path, value = waiting.pop()
+        if len(path) > MOST_NESTING:
+            findings.append(Finding(path[:MOST_NESTING], "is nested too deep"))
+        elif isinstance(value, dict):
+            waiting += [((*path, key), inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [((*path, number), inner) for number, inner in enumerate(value)]
+        elif type(value) is int and not -LARGEST_WHOLE <= value < LARGEST_WHOLE:
+            findings.append(Finding(path, "is a number beyond 64 bits"))
+    return findings
+
+
+def _syntax_error(path: Path, text: str, message: str) -> ManifestError:
+    """tomllib's word with its line; keys that are there twice are all named, with both lines."""
+    from nixa_tasks.manifest.locate import locate
+
+    last = text.rstrip().count("\n") + 1
+    found = _SYNTAX_PLACE.fullmatch(message)
+    reason = found[1] if found else message
+    line = int(found[2]) if found and found[2] else last
+    if _REPEATED.match(reason):
+        places = locate(text)
+        twice = [
+            Problem(
+                places.line_at(entry.part),
+                key_text(key),
+                f"is there already, in line {places.line(key)}",
+            )
+            for key, entry in places.duplicates
+        ]
+        if twice:
+            return ManifestError(path, twice)
+    column = f", column {found[3]}" if found and found[3] else ""
+    return _unusable(path, f"is not TOML: {_plain(reason)}{column}", line=max(1, min(line, last)))
+
+
+def _plain(reason: str) -> str:
+    """tomllib's reason as the rest of a sentence."""
+    return reason[:1].lower() + reason[1:] if reason[1:2].islower() else reason
