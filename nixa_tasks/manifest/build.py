@@ -7,9 +7,7 @@ hosts at once is `cross`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,47 +36,37 @@ from nixa_tasks.manifest.model import (
     UnitsCheck,
     UrlImage,
 )
-from nixa_tasks.manifest.problems import Finding, KeyPath, shown
+from nixa_tasks.manifest.problems import Finding, shown
 from nixa_tasks.manifest.public_key import parse_host_key
-
-MOST_SECONDS = 30 * 24 * 3600
-
-Table = Mapping[str, Any]
-
-
-class _Refused(Exception):
-    """A value that has been reported; the one who asked for it goes on without."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a value stands, and where its refusal is kept."""
-
-    path: KeyPath
-    root: Path
-    findings: list[Finding]
-
-    def at(self, part: str | int) -> _Place:
-        return _Place((*self.path, part), self.root, self.findings)
-
-    def refuse(self, reason: str) -> _Refused:
-        self.findings.append(Finding(self.path, reason))
-        return _Refused()
-
-
-Reader = Callable[[_Place, Any], Any]
+from nixa_tasks.manifest.readers import (
+    Place,
+    Reader,
+    Refused,
+    Table,
+    choice,
+    flag,
+    listed,
+    local,
+    program,
+    read_fields,
+    read_or,
+    require,
+    seconds,
+    text,
+    whole,
+)
 
 
 def build(data: Table, path: Path) -> tuple[Manifest, list[Finding]]:
     """The manifest, and what is wrong with single values of it. With findings the manifest is
     what was left over: fit for further checks, for nothing else. `path` is absolute."""
-    top = _Place((), path.parent, [])
-    fleet = _fields(_FLEET, _table(data, "fleet"), top.at("fleet"))
+    top = Place((), path.parent, [])
+    fleet = read_fields(_FLEET, _table(data, "fleet"), top.at("fleet"))
     if "flake" not in fleet:
-        fleet["flake"] = _or(_local(paths.flake), top.at("fleet").at("flake"), ".", "")
+        fleet["flake"] = read_or(local(paths.flake), top.at("fleet").at("flake"), ".", "")
     images: dict[str, Image] = {}
     for name, table in _table(data, "kexec").items():
-        _or(_text(values.name), top.at("kexec").at(name), name, None)
+        read_or(text(values.name), top.at("kexec").at(name), name, None)
         image = _image(name, table, top.at("kexec").at(name)) if isinstance(table, dict) else None
         if image is not None:
             images[name] = image
@@ -86,7 +74,7 @@ def build(data: Table, path: Path) -> tuple[Manifest, list[Finding]]:
     hosts: dict[str, Host] = {}
     for name, table in _table(data, "hosts").items():
         place = top.at("hosts").at(name)
-        _or(_text(values.name), place, name, None)
+        read_or(text(values.name), place, name, None)
         if isinstance(table, dict):
             fields = {"target": "", "flake_attr": name} | defaults | _host_fields(table, place)
             hosts[name] = Host(name=name, **fields)
@@ -98,28 +86,8 @@ def _table(data: Table, key: str) -> Table:
     return value if isinstance(value, dict) else {}
 
 
-def _fields(readers: Mapping[str, Reader], table: Table, place: _Place) -> dict[str, Any]:
-    """What the readers make of the table's known keys; what they refuse is left out."""
-    fields: dict[str, Any] = {}
-    for key, value in table.items():
-        reader = readers.get(key)
-        if reader is not None:
-            try:
-                fields[key] = reader(place.at(key), value)
-            except _Refused:
-                continue
-    return fields
-
-
-def _or(reader: Reader, place: _Place, value: object, otherwise: object) -> Any:
-    try:
-        return reader(place, value)
-    except _Refused:
-        return otherwise
-
-
-def _host_fields(table: Table, place: _Place) -> dict[str, Any]:
-    fields = _fields(_HOST, table, place)
+def _host_fields(table: Table, place: Place) -> dict[str, Any]:
+    fields = read_fields(_HOST, table, place)
     if "target" in fields:
         login, fields["target"] = fields["target"]
         if login is not None:
@@ -129,8 +97,8 @@ def _host_fields(table: Table, place: _Place) -> dict[str, Any]:
     return fields
 
 
-def _image(name: str, table: Table, place: _Place) -> Image | None:
-    fields = _fields(_IMAGE, table, place)
+def _image(name: str, table: Table, place: Place) -> Image | None:
+    fields = read_fields(_IMAGE, table, place)
     deliver = fields.get("deliver", Deliver.UPLOAD)
     if "installable" in fields:
         return InstallableImage(name, fields["installable"], deliver)
@@ -139,108 +107,29 @@ def _image(name: str, table: Table, place: _Place) -> Image | None:
     return None
 
 
-# Readers: a place and a raw value in, a parsed value out, or a refusal.
-
-
-def _of(kind: type, place: _Place, value: object) -> None:
-    if type(value) is not kind:  # exactly: a boolean is no whole number
-        raise place.refuse("is of the wrong kind")
-
-
-def _text(parse: Callable[[str], object]) -> Reader:
-    def read(place: _Place, value: Any) -> object:
-        _of(str, place, value)
-        try:
-            return parse(value)
-        except ValueError as error:
-            raise place.refuse(str(error)) from None
-
-    return read
-
-
-def _local(parse: Callable[[str, Path], object]) -> Reader:
-    """A text that is seen from the folder of hosts.toml."""
-
-    def read(place: _Place, value: Any) -> object:
-        return _text(lambda text: parse(text, place.root))(place, value)
-
-    return read
-
-
-def _list(item: Reader) -> Reader:
-    def read(place: _Place, value: Any) -> tuple[Any, ...]:
-        _of(list, place, value)
-        kept = []
-        for number, one in enumerate(value):
-            try:
-                kept.append(item(place.at(number), one))
-            except _Refused:
-                continue
-        return tuple(kept)
-
-    return read
-
-
-def _program(place: _Place, value: Any) -> tuple[str, ...]:
-    words = _list(_text(str))(place, value)
-    if not words:
-        raise place.refuse("is empty")
-    try:
-        return paths.program(list(words), place.root)
-    except ValueError as error:
-        raise place.refuse(str(error)) from None
-
-
-def _choice(kind: type[StrEnum]) -> Reader:
-    return _text(kind)
-
-
-def _flag(place: _Place, value: Any) -> bool:
-    _of(bool, place, value)
-    return cast(bool, value)
-
-
-def _whole(lowest: int, highest: int) -> Reader:
-    def read(place: _Place, value: Any) -> int:
-        _of(int, place, value)
-        if not lowest <= value <= highest:
-            raise place.refuse(f"must be from {lowest} to {highest}")
-        return cast(int, value)
-
-    return read
-
-
-def _seconds(place: _Place, value: Any) -> float:
-    if type(value) is not float:
-        _of(int, place, value)
-    if not 0 < value <= MOST_SECONDS:  # also false for "not a number"
-        raise place.refuse(f"must be a number of seconds above 0 and up to {MOST_SECONDS}")
-    return float(value)
-
-
-def _secret(place: _Place, value: Any) -> SecretSource:
+def _secret(place: Place, value: Any) -> SecretSource:
     if isinstance(value, dict):
-        fields = _fields({"command": _program}, value, place)
+        fields = read_fields({"command": program}, value, place)
         if "command" not in fields:
             raise place.refuse("needs `command`")
         return CommandSecret(fields["command"])
-    return FileSecret(cast(Path, _local(paths.path)(place, value)))
+    return FileSecret(cast(Path, local(paths.path)(place, value)))
 
 
-def _secrets(place: _Place, value: Any) -> tuple[tuple[str, SecretSource], ...]:
-    _of(dict, place, value)
+def _secrets(place: Place, value: Any) -> tuple[tuple[str, SecretSource], ...]:
+    require(dict, place, value)
     kept = []
     for remote, source in value.items():
         try:
-            kept.append((cast(str, _text(values.remote_path)(place.at(remote), remote)), source))
-        except _Refused:
+            kept.append((cast(str, text(values.remote_path)(place.at(remote), remote)), source))
+        except Refused:
             continue
     return tuple((remote, _secret(place.at(remote), source)) for remote, source in kept)
 
 
-def _check(place: _Place, value: Any) -> Check:
-    _of(dict, place, value)
-    fields = _fields(_CHECK, value, place)
+def _check(place: Place, value: Any) -> Check:
+    require(dict, place, value)
+    fields = read_fields(_CHECK, value, place)
     probe: Probe
     match fields:
         case {"http": str(url)}:
@@ -264,68 +153,68 @@ def _shell(text: str) -> str:
     return values.clean(text, newlines=True)
 
 
-_PORT = _whole(1, 65535)
+_PORT = whole(1, 65535)
 
 _FLEET: Mapping[str, Reader] = {
-    "flake": _local(paths.flake),
-    "cache": _local(paths.path),
-    "jobs": _whole(1, 1000),
-    "nixos_anywhere": _program,
-    "kexec_phase": _choice(KexecPhase),
-    "waves": _list(_list(_text(values.clean))),
-    "rollback_wave": _flag,
-    "on_finish": _program,
-    "eval_workers": _whole(1, 256),
-    "eval_memory": _whole(256, 1048576),
-    "copy_jobs": _whole(1, 1000),
+    "flake": local(paths.flake),
+    "cache": local(paths.path),
+    "jobs": whole(1, 1000),
+    "nixos_anywhere": program,
+    "kexec_phase": choice(KexecPhase),
+    "waves": listed(listed(text(values.clean))),
+    "rollback_wave": flag,
+    "on_finish": program,
+    "eval_workers": whole(1, 256),
+    "eval_memory": whole(256, 1048576),
+    "copy_jobs": whole(1, 1000),
 }
 
 _IMAGE: Mapping[str, Reader] = {
-    "url": _local(paths.url),
-    "sha256": _text(parse_sha256),
-    "mirrors": _list(_local(paths.url)),
-    "store": _flag,
-    "installable": _local(paths.installable),
-    "deliver": _choice(Deliver),
+    "url": local(paths.url),
+    "sha256": text(parse_sha256),
+    "mirrors": listed(local(paths.url)),
+    "store": flag,
+    "installable": local(paths.installable),
+    "deliver": choice(Deliver),
 }
 
 _CHECK: Mapping[str, Reader] = {
-    "http": _text(values.web_url),
-    "status": _whole(100, 599),
-    "body": _text(lambda text: values.clean(text, newlines=True)),
-    "cert_days": _whole(0, 3650),
-    "command": _text(_shell),
+    "http": text(values.web_url),
+    "status": whole(100, 599),
+    "body": text(lambda text: values.clean(text, newlines=True)),
+    "cert_days": whole(0, 3650),
+    "command": text(_shell),
     "tcp": _PORT,
-    "units": _flag,
-    "retries": _whole(0, 1000),
-    "deadline": _seconds,
+    "units": flag,
+    "retries": whole(0, 1000),
+    "deadline": seconds,
 }
 
 _HOST: Mapping[str, Reader] = {
-    "target": _text(values.target),
-    "user": _text(values.user),
+    "target": text(values.target),
+    "user": text(values.user),
     "port": _PORT,
-    "identity": _local(paths.path),
-    "ssh_options": _list(_text(values.ssh_option)),
-    "host_key": _text(parse_host_key),
-    "shared_target": _flag,
-    "flake_attr": _text(values.flake_attribute),
-    "tags": _list(_text(values.name)),
-    "kexec": _text(values.name),
-    "kexec_extra_flags": _text(values.kexec_flags),
-    "install": _choice(InstallPolicy),
-    "build_on": _choice(BuildOn),
-    "mode": _choice(Mode),
-    "reboot": _flag,
-    "post_kexec_target": _text(values.address),
+    "identity": local(paths.path),
+    "ssh_options": listed(text(values.ssh_option)),
+    "host_key": text(parse_host_key),
+    "shared_target": flag,
+    "flake_attr": text(values.flake_attribute),
+    "tags": listed(text(values.name)),
+    "kexec": text(values.name),
+    "kexec_extra_flags": text(values.kexec_flags),
+    "install": choice(InstallPolicy),
+    "build_on": choice(BuildOn),
+    "mode": choice(Mode),
+    "reboot": flag,
+    "post_kexec_target": text(values.address),
     "post_kexec_port": _PORT,
-    "copy_host_keys": _flag,
+    "copy_host_keys": flag,
     "extra_files": _secret,
     "disk_encryption_keys": _secrets,
-    "hardware": _local(paths.path),
-    "checks": _list(_check),
-    "on_drift": _choice(OnDrift),
-    "confirm_timeout": _seconds,
-    "lock_timeout": _seconds,
-    "install_timeout": _seconds,
+    "hardware": local(paths.path),
+    "checks": listed(_check),
+    "on_drift": choice(OnDrift),
+    "confirm_timeout": seconds,
+    "lock_timeout": seconds,
+    "install_timeout": seconds,
 }

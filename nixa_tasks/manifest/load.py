@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import tomllib
@@ -38,23 +39,26 @@ _HINT = (
 def load(path: Path, stamp: Path | None = None) -> Manifest:
     """The manifest in the file at `path`.
 
-    `stamp`: a file that remembers which bytes were found valid. It is written after a full check,
-    where its folder exists (whoever owns `.nixa/` makes that) and can be written; else the next
-    load is a full check again. Raises ManifestError with every problem of the file.
+    `stamp`: a file that remembers which bytes were found valid, and their tables as JSON, which is
+    read ten times as fast as TOML. It is written after a full check where its folder exists
+    (whoever owns `.nixa/` makes that) and can be written; else the next load is a full check again.
+    Raises ManifestError with every problem of the file.
     """
     path = Path(os.path.normpath(path.absolute()))
     content = _read(path)
     mark = _mark(content, path.parent)
-    if stamp is not None and _is_stamped(stamp, mark):
-        with contextlib.suppress(ValueError, RecursionError):
-            manifest, findings = build(tomllib.loads(content.decode()), path)
-            if not findings:
-                return manifest
+    remembered = _remembered(stamp, mark) if stamp is not None else None
+    if remembered is not None:
+        manifest, findings = build(remembered, path)
+        if not findings:
+            return manifest
         # A variable or a home that was there last time is not: the full check says so.
-    manifest = _check(path, content)
+    data, manifest = _check(path, content)
     if stamp is not None:
         with contextlib.suppress(OSError):
-            replace_file(stamp, f"{mark}\n".encode(), 0o644)
+            body = json.dumps(data, ensure_ascii=False).encode()
+            # For the owner alone: hosts.toml may be closed to others.
+            replace_file(stamp, _stamp_head(mark, body) + body, 0o600)
     return manifest
 
 
@@ -91,15 +95,25 @@ def _mark(content: bytes, root: Path) -> str:
     return mark.hexdigest()
 
 
-def _is_stamped(stamp: Path, mark: str) -> bool:
+def _stamp_head(mark: str, body: bytes) -> bytes:
+    return f"{mark} {hashlib.sha256(body).hexdigest()}\n".encode()
+
+
+def _remembered(stamp: Path, mark: str) -> dict[str, Any] | None:
+    """The tables of a manifest that was found valid; None where the stamp is of another, damaged,
+    or not there."""
     try:
-        return stamp.read_bytes() == f"{mark}\n".encode()
+        head, newline, body = stamp.read_bytes().partition(b"\n")
     except OSError:
-        return False
+        return None
+    if head + newline != _stamp_head(mark, body):
+        return None
+    data: dict[str, Any] = json.loads(body)
+    return data
 
 
-def _check(path: Path, content: bytes) -> Manifest:
-    """The full check. Raises ManifestError."""
+def _check(path: Path, content: bytes) -> tuple[Mapping[str, Any], Manifest]:
+    """The full check: the tables and what they mean. Raises ManifestError."""
     from nixa_tasks.manifest.cross import cross_check
     from nixa_tasks.manifest.schema import judge
 
@@ -111,7 +125,7 @@ def _check(path: Path, content: bytes) -> Manifest:
     everything = _without_repeats(verdict.shapes, findings, verdict.patterns, misfits)
     if everything:
         raise _error(path, text, everything)
-    return manifest
+    return data, manifest
 
 
 def _without_repeats(*groups: Iterable[Finding]) -> list[Finding]:

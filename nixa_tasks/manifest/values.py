@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from nixa_tasks.manifest.problems import escape, shown
@@ -89,6 +90,7 @@ def word(text: str) -> str:
     return text
 
 
+@lru_cache(maxsize=1024)  # many hosts, few different values
 def name(text: str) -> str:
     """A name of a host, an image or a tag."""
     word(text)
@@ -159,6 +161,7 @@ def _ipv6(text: str, bare: str) -> str:
     return bare
 
 
+@lru_cache(maxsize=1024)
 def url(text: str) -> str:
     """An `https:`, `http:` or `file:` URL. A path is not one: see `paths.url`."""
     word(text)
@@ -206,6 +209,7 @@ def flake_attribute(text: str) -> str:
     return text
 
 
+@lru_cache(maxsize=1024)
 def ssh_option(text: str) -> str:
     """`Key=Value` or `Key Value`, as for `ssh -o`; always given back as `Key=Value`."""
     clean(text)
