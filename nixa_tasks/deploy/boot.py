@@ -52,7 +52,10 @@ class Address:
 
     def answers(self) -> bool:
         """Whether an sshd shows its banner: a twentieth of a login's cost, on both sides."""
-        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), _BANNER_SECONDS) as line:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((self.host, self.port), _BANNER_SECONDS) as line,
+        ):
             line.settimeout(_BANNER_SECONDS)
             return line.recv(4) == b"SSH-"
         return False

@@ -23,7 +23,8 @@ _MAX_BODY = 4 << 20
 _FAILED_UNITS = """
 PATH=$PATH:/run/current-system/sw/bin
 command -v systemctl >/dev/null 2>&1 || exit 0
-systemctl list-units --state=failed --plain --no-legend --no-pager | while read -r unit _; do echo "$unit"; done
+systemctl list-units --state=failed --plain --no-legend --no-pager |
+while read -r unit _; do echo "$unit"; done
 """
 
 
@@ -52,7 +53,9 @@ def failed_units(ssh: Ssh) -> frozenset[str]:
     return frozenset(done.stdout.split())
 
 
-def run_all(checks: tuple[Check, ...], ssh: Ssh, *, failed_before: frozenset[str], note: Callable[[str], None]) -> None:
+def run_all(
+    checks: tuple[Check, ...], ssh: Ssh, *, failed_before: frozenset[str], note: Callable[[str], None]
+) -> None:
     """Run every check until each has passed. Raises CheckFailed at the first that does not."""
     for check in checks:
         _run(check, ssh, failed_before)
@@ -103,7 +106,9 @@ def _http(probe: HttpCheck, seconds: float) -> str | None:
     import httpx
 
     try:
-        with httpx.stream("GET", probe.url, timeout=seconds, follow_redirects=probe.status not in range(300, 400)) as said:
+        with httpx.stream(
+            "GET", probe.url, timeout=seconds, follow_redirects=probe.status not in range(300, 400)
+        ) as said:
             if said.status_code != probe.status:
                 return f"status {said.status_code}, not {probe.status}"
             if probe.body is not None:

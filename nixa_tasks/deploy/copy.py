@@ -42,9 +42,13 @@ def copy(ssh: Ssh, *paths: Path | str, sink: Sink, root: str | None = None) -> N
     Unsigned local paths are taken too: who may log in as root may do so anyway.
     Raises nix_errors.NixFailed, DeadlinePassed, Interrupted.
     """
-    argv = nix.command("copy", "--no-check-sigs", "--substitute-on-destination", "--to", store_url(ssh, root=root),
-                       *(str(path) for path in paths))
+    argv = nix.command(
+        "copy",
+        "--no-check-sigs",
+        "--substitute-on-destination",
+        "--to",
+        store_url(ssh, root=root),
+        *(str(path) for path in paths),
+    )
     env = {"PATH": ssh.tool_environment()["PATH"], "NIX_SSHOPTS": ""}
     nix.run(argv, deadline=COPY_SECONDS, sink=sink, host=ssh.host.name, what="copy", env=env)
-
-

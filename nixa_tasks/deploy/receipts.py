@@ -66,7 +66,9 @@ def line(receipt: Receipt) -> str:
 
 def write_remote(ssh: Ssh, receipt: Receipt, *, history: bool = True) -> None:
     """Put the receipt on the host, in one step; with `history`, add its line there too."""
-    ssh.run(_WRITE, "yes" if history else "", root=True, deadline=60, stdin=line(receipt).encode(), what="receipt")
+    ssh.run(
+        _WRITE, "yes" if history else "", root=True, deadline=60, stdin=line(receipt).encode(), what="receipt"
+    )
 
 
 def write_local(work: Work, receipt: Receipt) -> None:

@@ -7,8 +7,11 @@ machine as it was.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nixa_tasks import process
@@ -16,7 +19,7 @@ from nixa_tasks.deploy import checks, receipts
 from nixa_tasks.deploy.checks import CheckFailed
 from nixa_tasks.deploy.receipts import Started
 from nixa_tasks.deploy.work import Work
-from nixa_tasks.errors import NixaError
+from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 from nixa_tasks.target.ssh import Ssh, Unreachable
 
@@ -86,10 +89,19 @@ def switch(work: Work, new: str, how: How, started: Started, *, wanted: str, drv
         case "done":
             receipt = done
         case "rolled-back":
-            receipt = receipts.make(work, started, how, out=work.reached.facts.system, outcome=Outcome.ROLLED_BACK,
-                                    wanted=wanted, drv=drv)
+            receipt = receipts.make(
+                work,
+                started,
+                how,
+                out=work.reached.facts.system,
+                outcome=Outcome.ROLLED_BACK,
+                wanted=wanted,
+                drv=drv,
+            )
         case _:
-            receipt = receipts.make(work, started, how, out=None, outcome=Outcome.FAILED, wanted=wanted, drv=drv)
+            receipt = receipts.make(
+                work, started, how, out=None, outcome=Outcome.FAILED, wanted=wanted, drv=drv
+            )
     receipts.write_local(work, receipt)
     if outcome == "done":
         return receipt
@@ -100,10 +112,16 @@ def _launch(work: Work, guard: _Guard, new: str, done: Receipt, back: Receipt) -
     timeout = max(1, int(work.host.confirm_timeout))
     script = importlib.resources.files("nixa_tasks.deploy").joinpath("guard.sh").read_text()
     files = {
-        "guard.sh": script, "new": f"{new}\n", "timeout": f"{timeout}\n", "limit": f"{timeout * _LIMIT_FACTOR}\n",
-        "done.json": _template(done), "back.json": _template(back),
+        "guard.sh": script,
+        "new": f"{new}\n",
+        "timeout": f"{timeout}\n",
+        "limit": f"{timeout * _LIMIT_FACTOR}\n",
+        "done.json": _template(done),
+        "back.json": _template(back),
     }
-    guard.ssh.run(_LAUNCH, guard.run, root=True, deadline=60, stdin=_archive(files), sink=work.log, what="switch")
+    guard.ssh.run(
+        _LAUNCH, guard.run, root=True, deadline=60, stdin=_archive(files), sink=work.log, what="switch"
+    )
 
 
 def _template(receipt: Receipt) -> str:
@@ -154,14 +172,51 @@ def _prove(work: Work, guard: _Guard, new: str, failed_before: frozenset[str]) -
         live = guard.ssh.run(_LIVE, deadline=20, shared=False, what="switch").stdout.strip()
         if live != new:
             raise CheckFailed(f"the host runs {live or 'nothing'} after the activation, not {new}")
-        checks.run_all(work.host.checks, guard.ssh, failed_before=failed_before,
-                       note=lambda text: work.journal.note(work.host.name, "check", text))
+        with _beating(guard, work.host.confirm_timeout / 4):
+            checks.run_all(
+                work.host.checks,
+                guard.ssh,
+                failed_before=failed_before,
+                note=lambda text: work.journal.note(work.host.name, "check", text),
+            )
     except NixaError as error:
-        if not isinstance(error, Unreachable):
-            guard.say("abort", error.what)
+        if not isinstance(error, Unreachable | Interrupted):
+            _try_to_say(guard, "abort", error.what, work.host.confirm_timeout)
         return error.what
-    guard.say("confirm", "yes")
-    return None
+    return _try_to_say(guard, "confirm", "yes", work.host.confirm_timeout)
+
+
+@contextlib.contextmanager
+def _beating(guard: _Guard, every: float) -> Iterator[None]:
+    """Signs of life for the host while the checks run, each over a connection of its own."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(every):
+            with contextlib.suppress(NixaError):
+                guard.look()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _try_to_say(guard: _Guard, word: str, text: str, seconds: float) -> str | None:
+    """Say it until it is heard; after `seconds` the host has gone back anyway. None if heard."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            guard.say(word, text)
+        except Unreachable as error:
+            if time.monotonic() > until:
+                return f"the host could not be reached to {word}: {error.what}"
+            process.sleep(_POLL_SECONDS)
+        else:
+            return None
 
 
 def _await_outcome(work: Work, guard: _Guard, *, confirmed: bool) -> tuple[str, str]:
@@ -182,12 +237,23 @@ def _await_outcome(work: Work, guard: _Guard, *, confirmed: bool) -> tuple[str, 
 def _error(work: Work, outcome: str, reason: str) -> NixaError:
     host = work.host.name
     if outcome == "rolled-back":
-        return RolledBack(f"rolled back: {reason}; it runs the system before again", host=host, log=work.log.path,
-                          hint=f"mend the configuration, then: doit deploy:{host}")
+        return RolledBack(
+            f"rolled back: {reason}; it runs the system before again",
+            host=host,
+            log=work.log.path,
+            hint=f"mend the configuration, then: doit deploy:{host}",
+        )
     if outcome == "failed":
-        return NixaError(f"the switch failed: {reason}", host=host, log=work.log.path,
-                         hint=f"look at the log, then ask the host again: doit -a deploy:{host}")
-    return NixaError(f"the switch was begun, but the host can't be asked how it ended: {reason}", host=host,
-                     log=work.log.path,
-                     hint="it goes back by itself unless it was confirmed; see its console if it stays away,\n"
-                          f"then: doit -a deploy:{host}")
+        return NixaError(
+            f"the switch failed: {reason}",
+            host=host,
+            log=work.log.path,
+            hint=f"look at the log, then ask the host again: doit -a deploy:{host}",
+        )
+    return NixaError(
+        f"the switch was begun, but the host can't be asked how it ended: {reason}",
+        host=host,
+        log=work.log.path,
+        hint="it goes back by itself unless it was confirmed; see its console if it stays away,\n"
+        f"then: doit -a deploy:{host}",
+    )

@@ -70,11 +70,22 @@ def held(ssh: Ssh, *, timeout: float, announce: Callable[[str], None]) -> Iterat
     holder = f"{operator()} process {os.getpid()} since {now()}"
     argv = ssh.command("sh", "-c", _SCRIPT, "nixa", str(max(1, int(timeout))), holder, root=True)
     try:
-        with process.hold(argv, is_ready=is_ready, deadline=timeout + 60, beat=b"beat\n", every=_BEAT_SECONDS,
-                          host=ssh.host.name, what="the host's lock", env=environment()):
+        with process.hold(
+            argv,
+            is_ready=is_ready,
+            deadline=timeout + 60,
+            beat=b"beat\n",
+            every=_BEAT_SECONDS,
+            host=ssh.host.name,
+            what="the host's lock",
+            env=environment(),
+        ):
             yield bool(waited)
     except CommandFailed as error:
         if error.status == _HELD:
-            raise DeadlinePassed(f"the host's lock is still {waited[-1]} after {timeout:g} s", host=ssh.host.name,
-                                 hint="wait for that deploy, or raise `lock_timeout`") from error
+            raise DeadlinePassed(
+                f"the host's lock is still {waited[-1]} after {timeout:g} s",
+                host=ssh.host.name,
+                hint="wait for that deploy, or raise `lock_timeout`",
+            ) from error
         raise

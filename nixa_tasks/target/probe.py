@@ -54,7 +54,8 @@ say boot_id "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)"
 while read -r key value unit; do case $key in
   MemTotal:) say memory_kib "$value";; MemAvailable:) say available_kib "$value";;
 esac; done </proc/meminfo
-say free_kib "$(df -Pk "$HOME" 2>/dev/null | (read -r _; read -r _ _ _ free _; echo "$free"))"
+say free_kib "$(df -Pk "$HOME" 2>/dev/null |
+  (read -r _; read -r _ _ _ free _; echo "$free"))"
 say home "$HOME"; say uid "$(id -u)"; say user "$(id -un)"
 for tool in {" ".join(TOOLS)}; do command -v $tool >/dev/null 2>&1 && say tool $tool; done
 if [ "$(id -u)" = 0 ]; then say root yes

@@ -57,12 +57,22 @@ def connect(host: Host, folder: Path, known: KnownHosts, note: Note) -> Reached:
         if error.kind == "hostkey":
             raise hostkey.mismatch(host, expected, shown_key(ssh)) from error
         raise
-    key = _key_in(ssh.known_hosts)
+    reached = settle(ssh, expected.trust, facts)
     if expected.trust is Trust.FIRST:
-        known.remember(host, key)
-        note(f"first contact: {key.fingerprint} ({key.kind}), remembered")
-    strict = replace(ssh, strict=True, elevation=facts.elevation or ssh.elevation)
-    return Reached(strict, key, expected.trust, facts)
+        known.remember(host, reached.key)
+        note(f"first contact: {reached.key.fingerprint} ({reached.key.kind}), remembered")
+    return reached
+
+
+def settle(ssh: Ssh, trust: Trust, facts: Facts) -> Reached:
+    """From now on the key that was shown is the only one: every later connection is held to it."""
+    elevation = facts.elevation or ssh.elevation
+    return Reached(replace(ssh, strict=True, elevation=elevation), key_in(ssh.known_hosts), trust, facts)
+
+
+def ask_again(ssh: Ssh) -> Facts:
+    """The facts as they are now. Raises Unreachable."""
+    return probe.ask(ssh)
 
 
 def prepare(ssh: Ssh, expected: Expectation) -> Ssh:
@@ -83,7 +93,7 @@ def expect_key(ssh: Ssh, key: HostKey) -> None:
     ssh.known_hosts.write_text(f"{ssh.host.name} {key.text}\n")
 
 
-def _key_in(known_hosts: Path) -> HostKey:
+def key_in(known_hosts: Path) -> HostKey:
     try:
         _, _, key = known_hosts.read_text().splitlines()[0].partition(" ")
         return HostKey.parse(key)
@@ -122,7 +132,7 @@ def _ask_key(ssh: Ssh, kind: str | None) -> HostKey | None:
             env=environment(),
         )
         if asked.known_hosts.exists():
-            return _key_in(asked.known_hosts)
+            return key_in(asked.known_hosts)
         if kind is not None:
             return None  # the host has no key of that type
         raise explain(asked, done.tail)

@@ -1,0 +1,109 @@
+"""What an installation brings that nobody else may read: extra files and disk keys.
+
+A secret from a command lives in a 0600 file on a tmpfs for as long as the installation needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+from nixa_tasks import process
+from nixa_tasks.errors import CommandFailed, NixaError
+from nixa_tasks.manifest.model import CommandSecret, FileSecret, Host, SecretSource
+
+_COMMAND_SECONDS = 120
+_MAX_SECRET = 64 << 20
+_TMPFS = Path("/dev/shm")  # noqa: S108 -- only a folder of mode 0700 is made in it
+
+
+@dataclass(frozen=True, slots=True)
+class Provided:
+    """Local paths for nixos-anywhere. `extra_files` is a folder."""
+
+    extra_files: Path | None
+    keys: tuple[tuple[str, Path], ...]
+
+
+@contextlib.contextmanager
+def provided(host: Host, root: Path, folder: Path) -> Iterator[Provided]:
+    """The host's secrets as files for as long as the body runs. `root`: where commands run.
+
+    Raises NixaError where one can't be had; its text is never part of an error.
+    """
+    place = Path(tempfile.mkdtemp(prefix="nixa-", dir=_TMPFS if os.access(_TMPFS, os.W_OK) else folder))
+    try:
+        keys = tuple(
+            (remote, _key(host, source, root, place / f"key-{number}"))
+            for number, (remote, source) in enumerate(host.disk_encryption_keys)
+        )
+        yield Provided(_extra_files(host, root, place), keys)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _key(host: Host, source: SecretSource, root: Path, place: Path) -> Path:
+    match source:
+        case FileSecret(path=path):
+            if not path.is_file():
+                raise NixaError(f"disk_encryption_keys: {path} is not a file", host=host.name)
+            return path
+        case CommandSecret():
+            _write(place, _output(host, source, root))
+            return place
+        case _ as never:
+            assert_never(never)
+
+
+def _extra_files(host: Host, root: Path, place: Path) -> Path | None:
+    match host.extra_files:
+        case None:
+            return None
+        case FileSecret(path=path):
+            if not path.is_dir():
+                raise NixaError(f"extra_files: {path} is not a folder", host=host.name)
+            return path
+        case CommandSecret() as source:
+            archive, tree = place / "extra.tar", place / "extra"
+            _write(archive, _output(host, source, root))
+            tree.mkdir(mode=0o700)
+            process.run(
+                ("tar", "-C", str(tree), "-xpf", str(archive)),
+                deadline=_COMMAND_SECONDS,
+                host=host.name,
+                what="extra_files (the command must print a tar archive)",
+            )
+            return tree
+        case _ as never:
+            assert_never(never)
+
+
+def _write(path: Path, data: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+
+
+def _output(host: Host, source: CommandSecret, root: Path) -> bytes:
+    """What the command prints, byte for byte. Neither it nor what it says on failure is logged."""
+    try:
+        done = process.run(
+            source.command,
+            deadline=_COMMAND_SECONDS,
+            cwd=root,
+            host=host.name,
+            what=f"the secret's command {source.command[0]!r}",
+            sink_stdout=False,
+            max_stdout=_MAX_SECRET,
+        )
+    except CommandFailed as error:
+        error.tail = ()
+        error.hint = "run it by hand to see why"
+        raise
+    return done.raw

@@ -1,0 +1,214 @@
+"""The one adapter to doit: actions, errors, exit status, signals, output.
+
+Actions run in threads and print nothing: they tell the journal, which feeds the view. Views
+(`plan`, `status`, …) hand their text to `show`, and it is printed at the end, alone on standard
+output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, TextIO
+
+from doit.exceptions import TaskError, TaskFailed
+
+from nixa_tasks import process
+from nixa_tasks.errors import EXIT_FAILED, EXIT_INTERNAL, EXIT_USAGE, Interrupted, NixaError
+from nixa_tasks.fleet.reporter import Result, View, summary, view_for
+from nixa_tasks.state.journal import Event, Kind
+
+_WIND_DOWN_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run gathers for its end. Filled by actions in many threads."""
+
+    results: dict[str, Result] = field(default_factory=dict)
+    errors: list[NixaError] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)
+    crashed: str | None = None
+    status: int = 0
+    active: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def fail(self, error: NixaError) -> None:
+        with self.lock:
+            self.errors.append(error)
+            self.status = max(self.status, error.exit_status)
+
+    def record(self, result: Result) -> None:
+        with self.lock:
+            self.results[result.name] = result
+
+    def show(self, text: str, status: int = 0) -> None:
+        """Text for standard output, printed alone once all is done."""
+        with self.lock:
+            self.shown.append(text)
+            self.status = max(self.status, status)
+
+
+outcome = Outcome()
+
+
+def action(function: Callable[..., Any], *args: object) -> tuple[Callable[..., Any], list[object]]:
+    """A doit action that runs `function(*args)` and turns what goes wrong into a failed task."""
+    return (_call, [function, args])
+
+
+def _call(function: Callable[..., Any], args: tuple[object, ...]) -> Any:
+    with outcome.lock:
+        outcome.active += 1
+    try:
+        function(*args)
+    except NixaError as error:
+        outcome.fail(error)
+        return TaskFailed(error.what)
+    except Exception as error:  # noqa: BLE001 -- a fault of nixa itself: told as such, exit status 2
+        outcome.crashed = traceback.format_exc()
+        return TaskError(str(error))
+    finally:
+        with outcome.lock:
+            outcome.active -= 1
+    return True
+
+
+def is_uptodate(check: Callable[[], bool]) -> Callable[[], bool]:
+    """An up-to-date rule that never raises: what can't be told is not up to date, and the action
+    then tells why."""
+
+    def ask() -> bool:
+        try:
+            return check()
+        except NixaError:
+            return False
+
+    return ask
+
+
+class Reporter:
+    """doit's reporter. Its own words are few: the journal's events are what people look at."""
+
+    desc = "nixa: live view or plain lines, errors in full, one table"
+
+    def __init__(self, outstream: TextIO, options: object) -> None:
+        self._out = outstream
+        self._view: View | None = None
+        self._subtasks_failed: list[tuple[str, str]] = []
+        self._runtime_errors: list[str] = []
+        self._started = time.monotonic()
+        self._silent = False
+
+    def initialize(self, tasks: dict[str, Any], selected_tasks: list[str]) -> None:
+        """Called before anything runs: from here on signals end the whole run in order."""
+        from nixa_tasks.tasks import run
+
+        self._silent = all(tasks[name].meta and tasks[name].meta.get("view") for name in selected_tasks)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _stop)
+        current = run.peek()
+        if current is not None:
+            current.journal.subscribe(self._see)
+
+    def _see(self, event: Event) -> None:
+        if self._silent and event.kind is not Kind.NOTE:
+            return
+        if self._view is None:
+            # Views keep standard output to themselves.
+            self._view = view_for(sys.stderr if self._silent else self._out)
+        self._view(event)
+
+    def get_status(self, task: Any) -> None: ...
+    def execute_task(self, task: Any) -> None: ...
+    def add_success(self, task: Any) -> None: ...
+    def skip_ignore(self, task: Any) -> None:
+        if not task.has_subtask:
+            self._out.write(f"{task.name}: ignored, as you told doit (doit forget {task.name} undoes it)\n")
+
+    def teardown_task(self, task: Any) -> None: ...
+
+    def skip_uptodate(self, task: Any) -> None:
+        if task.meta and task.meta.get("work"):
+            outcome.unchanged.append(task.name)
+
+    def add_failure(self, task: Any, fail: Any) -> None:
+        text = str(fail.get_msg()).strip()
+        if task.meta and task.meta.get("host") and task.meta["host"] not in outcome.results:
+            outcome.record(Result(task.meta["host"], "failed", f"{task.name} failed"))
+        if not outcome.errors and not outcome.crashed:
+            self._runtime_errors.append(f"{task.name}: {text}")
+        outcome.status = max(outcome.status, EXIT_FAILED)
+
+    def cleanup_error(self, exception: Any) -> None:
+        self._runtime_errors.append(exception.get_msg())
+
+    def runtime_error(self, msg: str) -> None:
+        self._runtime_errors.append(msg)
+        outcome.status = max(outcome.status, EXIT_USAGE)
+
+    def complete_run(self) -> None:
+        """Called at the end, also of a run that was stopped. Sets the exit status."""
+        stopped = isinstance(sys.exc_info()[1], SystemExit | KeyboardInterrupt)
+        if stopped:
+            _wind_down()
+        if self._view is not None:
+            self._view.close()
+        self._tell(stopped)
+        from nixa_tasks.tasks import run
+
+        run.close()
+        if outcome.crashed is not None and not stopped:
+            sys.stderr.write(f"nixa itself is at fault; please report this:\n{outcome.crashed}")
+            raise SystemExit(EXIT_INTERNAL)
+        if outcome.status and not stopped:
+            raise SystemExit(outcome.status)
+
+    def _tell(self, stopped: bool) -> None:
+        for text in outcome.shown:
+            self._out.write(text if text.endswith("\n") else text + "\n")
+        errors = [error for error in outcome.errors if not isinstance(error, Interrupted)]
+        results = list(outcome.results.values())
+        if len(results) < 2 and errors:
+            results = []
+        lines = summary(results, errors)
+        if outcome.unchanged and not results and not errors:
+            lines.append(_nothing_to_do(outcome.unchanged, time.monotonic() - self._started))
+        elif outcome.unchanged:
+            lines.append(f"unchanged: {len(outcome.unchanged)} more")
+        stream = sys.stderr if self._silent else self._out
+        for line in lines[1:] if lines[:1] == [""] else lines:
+            stream.write(line + "\n")
+        for message in self._runtime_errors:
+            sys.stderr.write(f"ERROR: {message}\n")
+        if stopped:
+            sys.stderr.write("stopped; what was finished is kept, and the next run goes on from there\n")
+
+
+def _nothing_to_do(names: list[str], seconds: float) -> str:
+    some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return f"nothing to do: {some} up to date ({seconds:.2f} s)"
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """End every tool's whole process group, then the run. A second signal ends it at once."""
+    signal.signal(number, lambda *_: os._exit(128 + number))
+    process.stop_all()
+    raise SystemExit(128 + number)
+
+
+def _wind_down() -> None:
+    """Let the threads note how their steps ended; they are daemons and would be cut off."""
+    until = time.monotonic() + _WIND_DOWN_SECONDS
+    with contextlib.suppress(KeyboardInterrupt):
+        while outcome.active and time.monotonic() < until:
+            time.sleep(0.02)

@@ -1,0 +1,122 @@
+"""What one run of doit shares: the manifest, where state lies, the journal, the flake's outputs.
+
+Made on first use, so that `doit list` makes none of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nixa_tasks.flake.evaluate import Evaluation, Output
+from nixa_tasks.flake.fingerprint import Fingerprint
+from nixa_tasks.manifest.load import load
+from nixa_tasks.manifest.model import Manifest
+from nixa_tasks.state.journal import Journal
+from nixa_tasks.state.layout import Layout
+from nixa_tasks.state.receipt import Receipt
+from nixa_tasks.state.stamps import read_json
+from nixa_tasks.target.reach import run_folder
+
+MANIFEST = "hosts.toml"
+
+
+@dataclass(slots=True)
+class Run:
+    """One run. `asked` names the hosts that this run is about: they are evaluated together."""
+
+    manifest: Manifest
+    layout: Layout
+    journal: Journal
+    asked: tuple[str, ...] = ()
+    _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    _folder: Path | None = None
+    _fingerprint: Fingerprint | None = None
+    _evaluation: Evaluation | None = None
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def folder(self) -> Path:
+        """This run's private folder for sockets, keys and scripts."""
+        with self._lock:
+            if self._folder is None:
+                self._folder = self._open.enter_context(run_folder())
+            return self._folder
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The flake's content now; asked once a run. Raises NixaError."""
+        with self._lock:
+            if self._fingerprint is None:
+                from nixa_tasks.flake.fingerprint import fingerprint
+
+                self._fingerprint = fingerprint(self.manifest.fleet.flake, self.layout)
+            return self._fingerprint
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The outputs of the hosts that this run is about, evaluated together when first asked for."""
+        with self._lock:
+            if self._evaluation is None:
+                wanted = {name: self.manifest.hosts[name].flake_attr for name in self.asked}
+                fleet = self.manifest.fleet
+                self._evaluation = Evaluation(
+                    self.layout,
+                    self.fingerprint,
+                    wanted,
+                    journal=self.journal,
+                    workers=fleet.eval_workers,
+                    memory=fleet.eval_memory,
+                )
+            return self._evaluation
+
+    def remembered_output(self, host: str) -> Output | None:
+        """What output.json says, whether or not the flake has changed since."""
+        value = read_json(self.layout.host(host).output)
+        return None if value is None else Output.from_json(value)
+
+    def receipt(self, host: str) -> Receipt | None:
+        """The receipt of the last deploy, as remembered here."""
+        return Receipt.from_json(read_json(self.layout.host(host).deployed))
+
+    def close(self) -> None:
+        self._open.close()
+
+
+_made: list[Run] = []
+
+
+@functools.cache
+def manifest() -> Manifest:
+    """The manifest in doit's working directory. Raises ManifestError."""
+    path = Path.cwd() / MANIFEST
+    layout = Layout(path.parent)
+    stamp = layout.manifest_stamp if layout.state.is_dir() else None
+    return load(path, stamp)
+
+
+def begin(asked: tuple[str, ...]) -> Run:
+    """Make this process's run. The manifest was found valid by then."""
+    layout = Layout(manifest().root)
+    layout.make()
+    run = Run(manifest(), layout, Journal(layout.journal), asked)
+    _made[:] = [run]
+    return run
+
+
+def current() -> Run:
+    return _made[0]
+
+
+def peek() -> Run | None:
+    """The run, if there is one."""
+    return _made[0] if _made else None
+
+
+def close() -> None:
+    """Remove what this run left outside `.nixa/`."""
+    if _made:
+        _made[0].close()
