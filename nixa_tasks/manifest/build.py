@@ -111,7 +111,7 @@ def _secret(place: Place, value: Any) -> SecretSource:
     if isinstance(value, dict):
         fields = read_fields({"command": program}, value, place)
         if "command" not in fields:
-            raise place.refuse("needs `command`")
+            raise Refused if "command" in value else place.refuse("needs the key `command`")
         return CommandSecret(fields["command"])
     return FileSecret(cast(Path, local(paths.path)(place, value)))
 
@@ -144,8 +144,16 @@ def _check(place: Place, value: Any) -> Check:
         case {"units": True}:
             probe = UnitsCheck()
         case _:
+            if not _PROBES.isdisjoint(value):
+                raise Refused  # it is there, and was refused by itself
             raise place.refuse("needs exactly one of `http`, `command`, `tcp`, `units`")
     return Check(probe, **{key: fields[key] for key in ("retries", "deadline") if key in fields})
+
+
+def _units(place: Place, value: Any) -> bool:
+    if not flag(place, value):
+        raise place.refuse("must be true")
+    return True
 
 
 def _shell(text: str) -> str:
@@ -154,6 +162,7 @@ def _shell(text: str) -> str:
 
 
 _PORT = whole(1, 65535)
+_PROBES = frozenset({"http", "command", "tcp", "units"})
 
 _FLEET: Mapping[str, Reader] = {
     "flake": local(paths.flake),
@@ -185,7 +194,7 @@ _CHECK: Mapping[str, Reader] = {
     "cert_days": whole(0, 3650),
     "command": text(_shell),
     "tcp": _PORT,
-    "units": flag,
+    "units": _units,
     "retries": whole(0, 1000),
     "deadline": seconds,
 }

@@ -29,7 +29,13 @@ MOST_NESTING = 20
 LARGEST_WHOLE = 2**63  # TOML promises no more, and what is beyond is no number of anything here
 
 _SYNTAX_PLACE = re.compile(r"(?s)(.*) \(at (?:line (\d+), column (\d+)|end of document)\)")
-_REPEATED = re.compile(r"Cannot (overwrite|declare|mutate|redefine)")
+_REPEATED = re.compile(r"Cannot (overwrite|declare|mutate|redefine)|Duplicate")
+_PLAINER = {
+    "Illegal character '\\n'": "a quote is left open",
+    "Unterminated string": "a quote is left open",
+    "Invalid value": "no value that TOML knows (a text needs quotes)",
+    "Invalid initial character for a key part": "no key that TOML knows",
+}
 _HINT = (
     "write one (README, `A real fleet in five minutes`), or start with practice machines:\n"
     "python -m nixa_tasks.lab up 3"
@@ -174,12 +180,25 @@ def _parse(path: Path, text: str) -> Mapping[str, Any]:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise _syntax_error(path, text, str(error)) from None
-    except (ValueError, RecursionError) as error:  # digits without end, brackets without end
-        reason = "brackets nested too deep" if isinstance(error, RecursionError) else "a number too long"
-        raise _unusable(path, f"is not TOML that can be read: {reason}", line=1) from None
+    except RecursionError:
+        raise _unusable(path, "is not TOML: brackets nested too deep", line=_deepest_line(text)) from None
+    except ValueError:  # Python turns no more than some 4300 digits into a number
+        digits = re.search(r"[0-9_]{4000}", text)
+        line = text.count("\n", 0, digits.start()) + 1 if digits else 1
+        raise _unusable(path, "is not TOML: a number without end", line=line) from None
     if findings := _excesses(data):
         raise _error(path, text, findings)
     return data
+
+
+def _deepest_line(text: str) -> int:
+    """The line in which the brackets left open become too many."""
+    depth = 0
+    for found in re.finditer(r"[\[\]{}]", text):
+        depth += 1 if found[0] in "[{" else -1
+        if depth > MOST_NESTING:
+            return text.count("\n", 0, found.start()) + 1
+    return 1
 
 
 def _excesses(data: Mapping[str, Any]) -> list[Finding]:
@@ -219,9 +238,13 @@ def _syntax_error(path: Path, text: str, message: str) -> ManifestError:
         if twice:
             return ManifestError(path, twice)
     column = f", column {found[3]}" if found and found[3] else ""
-    return _unusable(path, f"is not TOML: {_plain(reason)}{column}", line=max(1, min(line, last)))
+    said = f"{_plain(reason)}{column}" if column else "it ends with a list, a table or a quote left open"
+    return _unusable(path, f"is not TOML: {said}", line=max(1, min(line, last)))
 
 
 def _plain(reason: str) -> str:
     """tomllib's reason as the rest of a sentence."""
-    return reason[:1].lower() + reason[1:] if reason[1:2].islower() else reason
+    for theirs, ours in _PLAINER.items():
+        if reason.startswith(theirs):
+            return ours
+    return reason[:1].lower() + reason[1:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import unicodedata
@@ -79,9 +78,13 @@ def key_text(path: KeyPath) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
             continue
-        key = part if _BARE_KEY.fullmatch(part) else f'"{printable(part)[:SHOWN_LENGTH]}"'
+        key = part if _BARE_KEY.fullmatch(part) else f'"{_key_characters(part)}"'
         text += f".{key}" if text else key
     return text
+
+
+def _key_characters(part: str) -> str:
+    return printable(part[:SHOWN_LENGTH].replace("\\", "\\\\").replace('"', '\\"'))
 
 
 def printable(text: str) -> str:
@@ -106,6 +109,8 @@ def suggestion(word: str, known: Collection[str]) -> str | None:
     """The known word that was probably meant."""
     if len(word) > SHOWN_LENGTH:
         return None
+    import difflib  # only where something is misspelt
+
     lowered = {candidate.casefold(): candidate for candidate in known}
     close = difflib.get_close_matches(word.casefold(), lowered, n=1, cutoff=0.6)
     return lowered[close[0]] if close else None

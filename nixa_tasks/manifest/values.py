@@ -78,6 +78,13 @@ def clean(text: str, *, newlines: bool = False) -> str:
     return text
 
 
+def character(char: str) -> str:
+    """One character for a message, told apart from those that look like it."""
+    if char == "`":
+        return "a backtick"
+    return shown(char) if char.isascii() else f"{shown(char)} (U+{ord(char):04X})"
+
+
 def word(text: str) -> str:
     """One word for a command line: no white space in it, and no `-` in front."""
     if _PLAIN_WORD.fullmatch(text):
@@ -96,7 +103,7 @@ def name(text: str) -> str:
     word(text)
     if not _NAME.fullmatch(text):
         odd = next((char for char in text if not re.fullmatch(r"[A-Za-z0-9._-]", char)), None)
-        reason = f"holds {shown(odd)}" if odd else f"starts with {shown(text[0])}"
+        reason = f"holds {character(odd)}" if odd else f"starts with {shown(text[0])}"
         raise ValueError(
             f"{reason}; a name holds letters, digits, `.`, `_`, `-` and starts with a letter or digit"
         )
@@ -145,7 +152,7 @@ def address(text: str) -> str:
     if ":" in text:
         raise ValueError(f"holds a `:`: {shown(text)}; a port belongs to the key `port`")
     odd = next((char for char in text if not re.fullmatch(r"[A-Za-z0-9._-]", char)), text[0])
-    raise ValueError(f"holds {shown(odd)}, which no address has: {shown(text)}")
+    raise ValueError(f"holds {character(odd)}, which no address has: {shown(text)}")
 
 
 def _ipv6(text: str, bare: str) -> str:
@@ -172,7 +179,7 @@ def url(text: str) -> str:
         raise ValueError(f"is no URL: {shown(text)}") from error
     if not _URL_CHARACTERS.fullmatch(text):
         odd = next(char for char in text if not _URL_CHARACTERS.fullmatch(char))
-        raise ValueError(f"holds {shown(odd)}, which a URL can't hold: {shown(text)}")
+        raise ValueError(f"holds {character(odd)}, which a URL can't hold: {shown(text)}")
     match parts.scheme.lower():
         case "http" | "https":
             if not parts.hostname or port == 0:
@@ -231,7 +238,7 @@ def kexec_flags(text: str) -> str:
     if text and not _KEXEC_FLAGS.fullmatch(text):
         clean(text)
         odd = next(char for char in text if not _KEXEC_FLAGS.fullmatch(char))
-        raise ValueError(f"holds {shown(odd)}, which the host's shell could obey: {shown(text)}")
+        raise ValueError(f"holds {character(odd)}, which the host's shell could obey: {shown(text)}")
     return text
 
 
