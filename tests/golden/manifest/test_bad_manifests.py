@@ -1,12 +1,13 @@
 """Every bad manifest says where, which key and why: held against `bad_manifests.txt`.
 
-`NIXA_WRITE_GOLDEN=1 pytest tests/golden/manifest` writes that file anew; read its diff.
+`python tests/golden/manifest/test_bad_manifests.py` writes that file anew; read its diff.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -240,12 +241,6 @@ def in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.skipif("NIXA_WRITE_GOLDEN" not in os.environ, reason="writes the golden file")
-def test_write_the_golden_file(tmp_path: Path) -> None:
-    text = "".join(f"== {name}\n{rendered(tmp_path, content)}\n\n" for name, content in CASES.items())
-    GOLDEN.write_text(text)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_a_bad_manifest_says_line_key_and_reason(tmp_path: Path, name: str) -> None:
     said = rendered(tmp_path, CASES[name])
@@ -258,3 +253,9 @@ def test_a_bad_manifest_says_line_key_and_reason(tmp_path: Path, name: str) -> N
 def test_the_golden_file_has_no_other_cases() -> None:
     assert list(sections()) == list(CASES)
     assert len(CASES) >= 45
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        parts = [f"== {name}\n{rendered(Path(folder), content)}\n\n" for name, content in CASES.items()]
+    GOLDEN.write_text("".join(parts))

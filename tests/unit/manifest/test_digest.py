@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+
 import pytest
 
 from nixa_tasks.manifest.digest import parse_sha256, to_base32, to_sri
@@ -26,6 +29,19 @@ def test_the_three_ways_mean_the_same(plain: str, sri: str, base32: str) -> None
     assert parse_sha256(plain) == parse_sha256(plain.upper()) == parse_sha256(f"sha256:{plain}") == plain
     assert parse_sha256(sri) == parse_sha256(base32) == plain
     assert (to_sri(plain), to_base32(plain)) == (sri, base32)
+
+
+def test_nix_itself_writes_them_so() -> None:
+    plain = [hashlib.sha256(bytes([number])).hexdigest() for number in range(64)]
+    for option, ours in (("--to-base32", to_base32), ("--to-sri", to_sri)):
+        ran = subprocess.run(
+            ["nix-hash", "--type", "sha256", option, *plain],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert ran.stdout.split() == [ours(one) for one in plain]
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import os
 import stat
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from nixa_tasks.errors import NixaError
-from nixa_tasks.manifest import edit
+from nixa_tasks.manifest import locate
 from nixa_tasks.manifest.edit import set_host_key, set_pin
 
 OLD = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="
@@ -44,7 +45,7 @@ def test_a_pin_is_replaced_where_it_stands(tmp_path: Path, layout: str) -> None:
     after = path.read_bytes().decode()
     changed = [place for place in range(before.count(OLD)) if _nth_replaced(before, place) == after]
     assert len(changed) == 1, f"one of the hashes is another, nothing else: {after}"
-    assert "a" in layout
+    assert tomllib.loads(after)["kexec"]["a"]["sha256"] == NEW
     assert not set_pin(path, "a", NEW), "it says so already"
 
 
@@ -143,14 +144,14 @@ def test_what_can_not_be_edited_is_left_as_it_is(tmp_path: Path, text: str, reas
 def test_a_layout_that_is_not_understood_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = f'[kexec.a]\nurl = "u"\nsha256 = "{OLD}"\n'
     path = written(tmp_path, text)
-    real = edit.locate
+    real = locate.locate
 
-    def astray(source: str) -> object:
+    def astray(source: str) -> locate.Locations:
         places = real(source)
         places.entries["kexec", "a", "sha256"] = places.entries["kexec", "a", "url"]
         return places
 
-    monkeypatch.setattr(edit, "locate", astray)
+    monkeypatch.setattr("nixa_tasks.manifest.edit.locate", astray)
     with pytest.raises(NixaError, match="without touching something else") as caught:
         set_pin(path, "a", NEW)
     assert f'kexec.a.sha256 = "{NEW}"' in caught.value.render(), "it says what to write by hand"
@@ -161,13 +162,13 @@ def test_an_edit_by_someone_else_in_between_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path, f'[kexec.a]\nsha256 = "{OLD}"\n')
-    real = edit.locate
+    real = locate.locate
 
-    def slowly(source: str) -> object:
+    def slowly(source: str) -> locate.Locations:
         path.write_text(source + "# mine\n")
         return real(source)
 
-    monkeypatch.setattr(edit, "locate", slowly)
+    monkeypatch.setattr("nixa_tasks.manifest.edit.locate", slowly)
     with pytest.raises(NixaError, match="changed by someone else"):
         set_pin(path, "a", NEW)
     assert path.read_text() == f'[kexec.a]\nsha256 = "{OLD}"\n# mine\n'

@@ -127,8 +127,8 @@ def cases() -> list[tuple[str, str]]:
     for place in PLACES:
         if is_word(place):
             chosen += [(place, attack) for attack in ATTACKS_ON_WORDS if (place, attack) not in ALLOWED]
-    chosen += [(place, "an option") for place in PROGRAMS]
-    chosen += [(place, "nothing") for place in LOCAL | PROGRAMS | {"ssh option's value"}]
+    chosen += [(place, "an option") for place in sorted(PROGRAMS)]
+    chosen += [(place, "nothing") for place in sorted(LOCAL | PROGRAMS | {"ssh option's value"})]
     return [one for one in chosen if not (one[0] in PATHLIKE and one[1] in HARMLESS_IN_A_PATH)]
 
 

@@ -73,7 +73,7 @@ def test_an_expression_chooses_in_the_manifest_s_order(expression: str, chosen: 
         ("@web or @x*", 8, "no tag is like `@x*`"),
         ("@web and @db", 0, "`@web and @db` matches no host"),
         ("web1,web2", 0, "no host is called `web1,web2`"),
-        ("web1\x1b[2J", 0, "no host is called `web1\\x1b[2J`"),
+        ("web1\x1b[2J", 0, "no host is like `web1\\x1b[2J`"),
         ("(" * 200 + "web1", 101, "nested more than 100 deep"),
     ],
 )
