@@ -52,3 +52,22 @@ def copy(ssh: Ssh, *paths: Path | str, sink: Sink, root: str | None = None) -> N
     )
     env = {"PATH": ssh.tool_environment()["PATH"], "NIX_SSHOPTS": ""}
     nix.run(argv, deadline=COPY_SECONDS, sink=sink, host=ssh.host.name, what="copy", env=env)
+
+
+_REQUISITES_SECONDS = 60.0
+_REQUISITES = 'PATH=$PATH:/run/current-system/sw/bin; nix-store --query --requisites "$1"'
+
+
+def closure_here(path: str) -> frozenset[str] | None:
+    """All store paths of a closure in the local store; None where it is not built."""
+    argv = nix.store_command("--query", "--requisites", path)
+    done = nix.run(argv, deadline=_REQUISITES_SECONDS, check=False, what="closure")
+    return frozenset(done.stdout.split()) if done.is_ok else None
+
+
+def closure_there(ssh: Ssh, path: str) -> frozenset[str] | None:
+    """The same in the host's store; None where it can't say."""
+    done = ssh.run(
+        _REQUISITES, path, deadline=_REQUISITES_SECONDS, check=False, what="closure", max_stdout=32 << 20
+    )
+    return frozenset(done.stdout.split()) if done.is_ok else None

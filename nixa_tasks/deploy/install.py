@@ -181,6 +181,8 @@ def _await_installed(work: Work, ssh: Ssh, installer: Facts) -> tuple[reach.Reac
         work.journal.note(host.name, "verify", f"the installed system's host key: {reached.key.fingerprint}")
     if host.host_key is None:
         KnownHosts().remember(host, reached.key)
+    else:
+        KnownHosts().trust_beside_pin(host, None)
     return reached, facts
 
 

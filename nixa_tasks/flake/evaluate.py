@@ -94,6 +94,7 @@ class Evaluation:
         workers: int = 1,
         step: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
         sink: Sink | None = None,
+        recheck: Callable[[], Fingerprint] | None = None,
     ) -> None:
         self._layout = layout
         self.fingerprint = fingerprint
@@ -101,6 +102,7 @@ class Evaluation:
         self._workers = max(1, workers)
         self._step = step
         self._sink = sink
+        self._recheck = recheck
         self._results: dict[str, Output | NixaError] | None = None
         self._lock = threading.Lock()
 
@@ -128,7 +130,8 @@ class Evaluation:
             with ThreadPoolExecutor(self._workers) as pool:
                 for part in pool.map(self._some, filter(None, parts)):
                     results |= part
-        record(self._layout, self.fingerprint, {host: results[host] for host in stale})
+        is_same = self._recheck is None or self._recheck().value == self.fingerprint.value
+        record(self._layout, self.fingerprint, {host: results[host] for host in stale}, is_same=is_same)
         return results
 
     def _some(self, wanted: dict[str, str]) -> dict[str, Output | NixaError]:
@@ -192,8 +195,18 @@ def current(layout: Layout, fingerprint: Fingerprint, host: str, attr: str) -> O
     return Output.from_json(value)
 
 
-def record(layout: Layout, fingerprint: Fingerprint, results: Mapping[str, Output | NixaError]) -> None:
-    """Write down what was evaluated. Two runs side by side lose nothing of each other's."""
+def record(
+    layout: Layout,
+    fingerprint: Fingerprint,
+    results: Mapping[str, Output | NixaError],
+    *,
+    is_same: bool = True,
+) -> None:
+    """Write down what was evaluated. Two runs side by side lose nothing of each other's.
+
+    `is_same` false: the flake was edited meanwhile, so what was read is of neither content, and the
+    next run evaluates again.
+    """
     good = {host: output for host, output in results.items() if isinstance(output, Output)}
     for host, output in good.items():
         write_json_if_changed(layout.host(host).output, output.to_json())

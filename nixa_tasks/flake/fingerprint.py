@@ -25,7 +25,9 @@ _GIT_SECONDS = 120.0
 _METADATA_SECONDS = 600.0
 _OWN_FILES = frozenset({".nixa", ".deploy_cache", ".git", ".direnv", "result"})
 # A flake that reads one of these has another output at every commit.
-_REVISION = r"\b(self|inputs\.self)\.(rev|shortRev|dirtyRev|dirtyShortRev|revCount|lastModified|lastModifiedDate|sourceInfo)\b"
+_REVISION = (
+    r"\bself\.(rev|shortRev|dirtyRev|dirtyShortRev|revCount|lastModified|lastModifiedDate|sourceInfo)\b"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def _local(flake: str) -> tuple[Path, str] | None:
     if not bare.startswith("/"):
         return None
     parts = urlsplit(bare)
-    if any(name not in ("dir",) for name in parse_qs(parts.query)):
+    if any(name != "dir" for name in parse_qs(parts.query)):
         return None  # a `rev` or a `ref` that is not what lies in the folder: Nix knows
     subdir = parse_qs(parts.query).get("dir", [""])[0]
     return Path(parts.path).resolve(), subdir

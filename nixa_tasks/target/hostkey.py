@@ -21,6 +21,8 @@ from nixa_tasks.errors import NixaError
 from nixa_tasks.manifest.model import Host, InstallPolicy
 from nixa_tasks.state.stamps import write_bytes
 
+_BESIDE = "beside-pin:"
+
 
 class Trust(StrEnum):
     """Why a host key is the expected one."""
@@ -67,10 +69,13 @@ class HostKey:
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What a host must show: a key, a fingerprint, or nothing yet."""
+    """What a host must show: one of the keys, or the fingerprint, or nothing yet.
+
+    With a pin there may be a second key, taken by `doit trust` until the host is installed.
+    """
 
     trust: Trust
-    key: HostKey | None = None
+    keys: tuple[HostKey, ...] = ()
     fingerprint: str | None = None
 
 
@@ -80,7 +85,11 @@ def address(host: Host) -> str:
 
 
 class KnownHosts:
-    """The keys remembered for this user: `$XDG_STATE_HOME/nixa/known_hosts`, one a line."""
+    """The keys remembered for this user: `$XDG_STATE_HOME/nixa/known_hosts`, one a line.
+
+    A key that `doit trust` took beside a pin stands on a line of its own kind, so that a key that
+    was merely seen never weakens a pin.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or _state_home() / "nixa" / "known_hosts"
@@ -88,14 +97,28 @@ class KnownHosts:
     def find(self, host: Host) -> HostKey | None:
         return self._read().get(address(host))
 
+    def find_trusted(self, host: Host) -> HostKey | None:
+        """The key taken beside the host's pin, until it is installed."""
+        return self._read().get(_BESIDE + address(host))
+
     def remember(self, host: Host, key: HostKey) -> None:
         """Keep a key for the host's address, in place of any other."""
+        self._set(address(host), key)
+
+    def trust_beside_pin(self, host: Host, key: HostKey | None) -> None:
+        """Take a second key for a pinned host, or none any more."""
+        self._set(_BESIDE + address(host), key)
+
+    def _set(self, where: str, key: HostKey | None) -> None:
         with self._locked():
             keys = self._read()
-            if keys.get(address(host)) != key:
-                keys[address(host)] = key
-                text = "".join(f"{where} {known.text}\n" for where, known in keys.items())
-                write_bytes(self.path, text.encode(), 0o600)
+            if keys.get(where) == key:
+                return
+            keys.pop(where, None)
+            if key is not None:
+                keys[where] = key
+            text = "".join(f"{place} {known.text}\n" for place, known in keys.items())
+            write_bytes(self.path, text.encode(), 0o600)
 
     def _read(self) -> dict[str, HostKey]:
         try:
@@ -136,18 +159,20 @@ def expectation(host: Host, known: KnownHosts) -> Expectation:
     """What the host must show. A pin decides alone; a throwaway machine without one may show
     anything, since it is created anew behind nixa's back."""
     if host.host_key is not None:
+        beside = known.find_trusted(host)
+        keys = (beside,) if beside else ()
         if host.host_key.startswith("SHA256:"):
-            return Expectation(Trust.PINNED, fingerprint=host.host_key)
-        return Expectation(Trust.PINNED, key=HostKey.parse(host.host_key))
+            return Expectation(Trust.PINNED, keys, host.host_key)
+        return Expectation(Trust.PINNED, (HostKey.parse(host.host_key), *keys))
     if host.install is InstallPolicy.ALWAYS:
         return Expectation(Trust.ANY)
     seen = known.find(host)
-    return Expectation(Trust.FIRST) if seen is None else Expectation(Trust.SEEN, key=seen)
+    return Expectation(Trust.FIRST) if seen is None else Expectation(Trust.SEEN, (seen,))
 
 
 def mismatch(host: Host, expected: Expectation, shown: HostKey | None) -> HostKeyMismatch:
     """The error for a machine that is not the expected one, with both fingerprints."""
-    wanted = expected.fingerprint or (expected.key.fingerprint if expected.key else "none")
+    wanted = expected.fingerprint or (expected.keys[0].fingerprint if expected.keys else "none")
     where = "pinned in hosts.toml" if expected.trust is Trust.PINNED else "seen before"
     got = f"{shown.fingerprint} ({shown.kind})" if shown else "a key of another type"
     pinned = (

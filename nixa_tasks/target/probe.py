@@ -45,7 +45,8 @@ PATH=$PATH:/run/current-system/sw/bin:/usr/sbin:/sbin
 say() {{ printf '%s=%s\n' "$1" "$2"; }}
 say kernel "$(uname -r)"; say arch "$(uname -m)"; say hostname "$(uname -n)"
 [ ! -r /etc/os-release ] || (
-  . /etc/os-release; say os_id "${{ID-}}"; say os_name "${{PRETTY_NAME-}}"; say variant_id "${{VARIANT_ID-}}" )
+  . /etc/os-release
+  say os_id "${{ID-}}"; say os_name "${{PRETTY_NAME-}}"; say variant_id "${{VARIANT_ID-}}" )
 [ ! -e /etc/NIXOS ] || say etc_nixos yes
 say system "$(readlink -f /run/current-system 2>/dev/null)"
 say booted "$(readlink -f /run/booted-system 2>/dev/null)"

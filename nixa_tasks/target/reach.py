@@ -67,7 +67,27 @@ def connect(host: Host, folder: Path, known: KnownHosts, note: Note) -> Reached:
 def settle(ssh: Ssh, trust: Trust, facts: Facts) -> Reached:
     """From now on the key that was shown is the only one: every later connection is held to it."""
     elevation = facts.elevation or ssh.elevation
-    return Reached(replace(ssh, strict=True, elevation=elevation), key_in(ssh.known_hosts), trust, facts)
+    return Reached(replace(ssh, strict=True, elevation=elevation), _used_key(ssh), trust, facts)
+
+
+def _used_key(ssh: Ssh) -> HostKey:
+    """The key that the host showed: the only expected one, or asked for where there are two."""
+    keys = [HostKey.parse(line.partition(" ")[2]) for line in ssh.known_hosts.read_text().splitlines()]
+    return keys[0] if len(keys) == 1 else shown_key(ssh) or keys[0]
+
+
+def trust(host: Host, folder: Path, known: KnownHosts, *, is_pinned_anew: bool) -> tuple[str | None, HostKey]:
+    """Take the key that the host shows now as the right one. Gives the old one's fingerprint, and the
+    new key. Beside a pin that stays, it holds until the host is installed. Raises Unreachable."""
+    expected = hostkey.expectation(host, known)
+    old = expected.fingerprint or (expected.keys[0].fingerprint if expected.keys else None)
+    key = shown_key(Ssh.to(host, folder))
+    if key is None:
+        raise NixaError("it shows no host key", host=host.name)
+    known.remember(host, key)
+    if host.host_key is not None:
+        known.trust_beside_pin(host, None if is_pinned_anew else key)
+    return old, key
 
 
 def ask_again(ssh: Ssh) -> Facts:
@@ -77,20 +97,21 @@ def ask_again(ssh: Ssh) -> Facts:
 
 def prepare(ssh: Ssh, expected: Expectation) -> Ssh:
     """Write down what the host must show, so that every connection of every tool is held to it."""
-    key = expected.key
+    keys = expected.keys
     if expected.fingerprint is not None:
         key = shown_key(ssh, expected.fingerprint)
-        if key is None or key.fingerprint != expected.fingerprint:
+        if key is None or (key.fingerprint != expected.fingerprint and key not in keys):
             raise hostkey.mismatch(ssh.host, expected, key)
-    if key is None:
+        keys = (*keys, key)
+    if not keys:
         ssh.known_hosts.unlink(missing_ok=True)
         return replace(ssh, strict=False)
-    expect_key(ssh, key)
+    expect_keys(ssh, keys)
     return replace(ssh, strict=True)
 
 
-def expect_key(ssh: Ssh, key: HostKey) -> None:
-    ssh.known_hosts.write_text(f"{ssh.host.name} {key.text}\n")
+def expect_keys(ssh: Ssh, keys: tuple[HostKey, ...]) -> None:
+    ssh.known_hosts.write_text("".join(f"{ssh.host.name} {key.text}\n" for key in keys))
 
 
 def key_in(known_hosts: Path) -> HostKey:

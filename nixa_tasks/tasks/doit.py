@@ -8,6 +8,7 @@ output.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import signal
 import sys
@@ -64,6 +65,20 @@ outcome = Outcome()
 def action(function: Callable[..., Any], *args: object) -> tuple[Callable[..., Any], list[object]]:
     """A doit action that runs `function(*args)` and turns what goes wrong into a failed task."""
     return (_call, [function, args])
+
+
+def action_with_options(
+    function: Callable[..., Any], args: tuple[object, ...], names: tuple[str, ...]
+) -> Callable[..., Any]:
+    """As `action`, for a task with options: doit passes those by the names of the parameters, which
+    it reads from the signature."""
+
+    def call(**options: Any) -> Any:
+        return _call(lambda: function(*args, **options), ())
+
+    parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return call
 
 
 def _call(function: Callable[..., Any], args: tuple[object, ...]) -> Any:

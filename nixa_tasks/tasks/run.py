@@ -63,13 +63,16 @@ class Run:
             if self._evaluation is None:
                 wanted = {name: self.manifest.hosts[name].flake_attr for name in self.asked}
                 fleet = self.manifest.fleet
+                from nixa_tasks.flake.evaluate import Evaluation
+                from nixa_tasks.flake.fingerprint import fingerprint
+
                 self._evaluation = Evaluation(
                     self.layout,
                     self.fingerprint,
                     wanted,
-                    journal=self.journal,
                     workers=fleet.eval_workers,
-                    memory=fleet.eval_memory,
+                    step=lambda: self.journal.step("", "evaluate", f"{len(wanted)} hosts"),
+                    recheck=lambda: fingerprint(fleet.flake, self.layout),
                 )
             return self._evaluation
 
@@ -93,16 +96,21 @@ _made: list[Run] = []
 def manifest() -> Manifest:
     """The manifest in doit's working directory. Raises ManifestError."""
     path = Path.cwd() / MANIFEST
-    layout = Layout(path.parent)
-    stamp = layout.manifest_stamp if layout.state.is_dir() else None
+    place = Layout(path.parent)
+    stamp = place.manifest_stamp if place.state.is_dir() else None
     return load(path, stamp)
+
+
+def layout() -> Layout:
+    """Where this project's state lies."""
+    return Layout(manifest().root)
 
 
 def begin(asked: tuple[str, ...]) -> Run:
     """Make this process's run. The manifest was found valid by then."""
-    layout = Layout(manifest().root)
-    layout.make()
-    run = Run(manifest(), layout, Journal(layout.journal), asked)
+    place = layout()
+    place.make()
+    run = Run(manifest(), place, Journal(place.journal), asked)
     _made[:] = [run]
     return run
 

@@ -15,45 +15,98 @@ from nixa_tasks.manifest.model import Manifest
 
 HOST_FAMILIES = ("deploy", "evaluate", "build", "reach", "trust", "rollback", "reinstall", "history")
 IMAGE_FAMILIES = ("kexec", "checksum", "pin")
+FLEET_FAMILIES = ("plan", "status", "report")
 SELECTABLE = ("deploy", "evaluate", "build", "reach", "plan", "status")
 _DOIT_COMMANDS = frozenset(
-    "auto clean completion dumpdb forget help ignore info list reset-dep run strace".split()
+    (
+        "auto",
+        "clean",
+        "completion",
+        "dumpdb",
+        "forget",
+        "help",
+        "ignore",
+        "info",
+        "list",
+        "reset-dep",
+        "strace",
+    )
 )
+# doit's options that are followed by a value of their own.
+_WITH_VALUE = frozenset(
+    ("-f", "--file", "-d", "--dir", "-n", "--process", "-P", "--parallel-type", "-r", "--reporter", "-o",
+     "--output-file", "-v", "--verbosity", "--db-file", "--backend", "--check_file_uptodate", "--yes-wipe",
+     "--failure-verbosity", "--codec")
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The hosts whose tasks are to be made. `is_run`: tasks will be run, not just listed."""
+    """The hosts whose tasks are to be made."""
 
     hosts: tuple[str, ...]
-    is_run: bool
 
 
 def select(words: Sequence[str], manifest: Manifest) -> Selection:
-    """Read doit's command line. Raises UsageError for a name or pattern that matches nothing."""
-    command = next((word for word in words if not word.startswith("-")), "run")
-    if command in _DOIT_COMMANDS - {"run"}:
-        return Selection(tuple(manifest.hosts), is_run=False)
+    """Read doit's command line. Raises UsageError for a name, a pattern or an expression that can't
+    be served."""
+    named, expression = _read(words)
+    if named[:1] == ["run"]:
+        del named[0]
+    if named and named[0] in _DOIT_COMMANDS:
+        return Selection(tuple(manifest.hosts))
+    if expression is not None:
+        from nixa_tasks.manifest.select import select as select_hosts
+
+        return Selection(select_hosts(expression, manifest.hosts))
     chosen: dict[str, None] = {}
-    is_whole = False
-    named = [word for word in words if not word.startswith("-")]
+    is_whole = not named
     for word in named:
         family, colon, pattern = word.partition(":")
         if family in HOST_FAMILIES and colon:
             chosen |= dict.fromkeys(_matching(word, pattern, manifest.hosts, "host"))
         elif family in IMAGE_FAMILIES and colon:
             _matching(word, pattern, manifest.images, "image")
-        elif family in HOST_FAMILIES or "*" in word:
+        elif family in HOST_FAMILIES or family in FLEET_FAMILIES or "*" in word or "/" in word:
             is_whole = True
-    _check_on(words)
-    return Selection(tuple(manifest.hosts) if is_whole else tuple(chosen), is_run=True)
+    return Selection(tuple(manifest.hosts) if is_whole else tuple(chosen))
+
+
+def _read(words: Sequence[str]) -> tuple[list[str], str | None]:
+    """The words that name tasks, and the expression behind `--on` where there is one."""
+    named: list[str] = []
+    expression: str | None = None
+    rest = iter(words)
+    for word in rest:
+        if word == "--on" or word.startswith("--on="):
+            value = word.partition("=")[2] if "=" in word else next(rest, "")
+            _check_on(value, named)
+            expression = value
+        elif word in _WITH_VALUE:
+            next(rest, None)
+        elif not word.startswith("-"):
+            named.append(word)
+    return named, expression
+
+
+def _check_on(value: str, before: Sequence[str]) -> None:
+    """`--on` chooses among all hosts of a whole family; elsewhere it would be ignored."""
+    if not value.strip():
+        raise UsageError("--on: an expression must follow", hint="for example: doit deploy --on '@web'")
+    last = before[-1] if before else "nothing"
+    if last not in SELECTABLE:
+        family = last.partition(":")[0] if last.partition(":")[0] in SELECTABLE else "deploy"
+        raise UsageError(
+            f"--on can't stand behind {last}: it chooses among all hosts",
+            hint=f"doit {family} --on '{value}'",
+        )
 
 
 def _matching(word: str, pattern: str, names: Mapping[str, object], kind: str) -> Collection[str]:
     if "*" in pattern:
         found = fnmatch.filter(names, pattern)
         if not found:
-            raise UsageError(f"{word}: no {kind} in hosts.toml matches {pattern!r}")
+            raise UsageError(f"{word}: no {kind} in hosts.toml matches {pattern!r}", hint=_known(names, kind))
         return found
     if pattern not in names:
         near = difflib.get_close_matches(pattern, names, n=1)
@@ -67,22 +120,3 @@ def _known(names: Mapping[str, object], kind: str) -> str:
     if not some:
         return f"hosts.toml has no {kind} at all"
     return f"the {kind}s are: {', '.join(some)}" + (" …" if len(names) > len(some) else "")
-
-
-def _check_on(words: Sequence[str]) -> None:
-    """`--on` chooses among all hosts of a whole family; behind a single host it would be ignored."""
-    for index, word in enumerate(words):
-        if word == "--on" or word.startswith("--on="):
-            if word == "--on" and index + 1 == len(words):
-                raise UsageError(
-                    "--on: an expression must follow", hint="for example: doit deploy --on '@web'"
-                )
-            value = word.partition("=")[2] if "=" in word else words[index + 1]
-            if not value.strip():
-                raise UsageError("--on: the expression is empty", hint="for example: doit deploy --on '@web'")
-            before = [earlier for earlier in words[:index] if not earlier.startswith("-")]
-            if before and before[-1] not in SELECTABLE:
-                raise UsageError(
-                    f"--on can't stand behind {before[-1]}: it chooses among all hosts",
-                    hint=f"doit {before[-1].partition(':')[0]} --on {value!r}",
-                )

@@ -1,0 +1,78 @@
+"""What a deploy would do to each host, and why: the same table that `deploy` acts on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nixa_tasks.deploy.decide import Action, Asked, Situation, decide
+from nixa_tasks.flake.evaluate import Output
+from nixa_tasks.fleet import text
+from nixa_tasks.manifest.model import Host
+from nixa_tasks.state.receipt import Receipt
+from nixa_tasks.target.probe import Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One host's row. `action` is a decision's, or `unchanged`, or `unknown` where the host or the
+    flake can't be asked. `added` and `removed` are store paths' names, where both sides are known."""
+
+    host: str
+    action: str
+    reason: str
+    wanted: str | None = None
+    live: str | None = None
+    added: tuple[str, ...] | None = None
+    removed: tuple[str, ...] | None = None
+
+
+def unchanged(host: str, output: Output, receipt: Receipt) -> Planned:
+    return Planned(host, "unchanged", f"deployed {receipt.started_at}", output.toplevel_out, receipt.out)
+
+
+def unknown(host: str, why: str, output: Output | None = None) -> Planned:
+    return Planned(host, "unknown", why, output.toplevel_out if output else None)
+
+
+def planned(host: Host, output: Output, facts: Facts, local: Receipt | None) -> Planned:
+    """The row of a host that was asked."""
+    decision = decide(Situation(
+        asked=Asked.DEPLOY, wanted=output.toplevel_out, os=facts.os, live=facts.system, is_expected_key=True,
+        receipt=Receipt.from_json(facts.receipt), local=local, install=host.install, on_drift=host.on_drift,
+    ))  # fmt: skip
+    return Planned(host.name, decision.action, f"it {decision.reason}", output.toplevel_out, facts.system)
+
+
+def with_difference(row: Planned, wanted: frozenset[str], live: frozenset[str]) -> Planned:
+    """The row with what the closures differ in."""
+    return dataclasses.replace(row, added=_names(wanted - live), removed=_names(live - wanted))
+
+
+def _names(paths: frozenset[str]) -> tuple[str, ...]:
+    return tuple(sorted(path.rpartition("/")[2][33:] for path in paths))
+
+
+def render(rows: Sequence[Planned], width: int) -> str:
+    """A table, and below it what each closure gains and loses."""
+    if not rows:
+        return "hosts.toml declares no host"
+    lines = text.table(("host", "action", "why"), [(row.host, row.action, row.reason) for row in rows], width)
+    for row in rows:
+        if row.added is None or row.removed is None:
+            continue
+        lines.append(f"{row.host}: {len(row.added)} store paths new, {len(row.removed)} gone")
+        lines += [f"    + {name}" for name in row.added[:8]] + [f"    - {name}" for name in row.removed[:8]]
+    counts = {
+        action: sum(row.action == action for row in rows) for action in dict.fromkeys(r.action for r in rows)
+    }
+    lines.append(", ".join(f"{count} {action}" for action, count in counts.items()))
+    if any(row.action in (Action.SWITCH, Action.INSTALL) for row in rows):
+        lines.append("to do it: doit deploy")
+    return "\n".join(lines)
+
+
+def as_json(rows: Sequence[Planned]) -> str:
+    return json.dumps({"hosts": [dataclasses.asdict(row) for row in rows]}, indent=2, ensure_ascii=False)

@@ -1,0 +1,92 @@
+"""From a task to a deploy: what the deploy may ask for, and how its end is told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+from nixa_tasks.deploy.decide import Action, Asked
+from nixa_tasks.deploy.deploy import Done, Order, Suppliers
+from nixa_tasks.deploy.deploy import carry_out as carry_out_order
+from nixa_tasks.deploy.work import Work
+from nixa_tasks.errors import Interrupted, NixaError
+from nixa_tasks.flake import build
+from nixa_tasks.fleet.reporter import Result
+from nixa_tasks.manifest.model import Image
+from nixa_tasks.tasks import images, run
+from nixa_tasks.tasks.doit import outcome
+
+_SAID = {
+    Action.CURRENT: "current",
+    Action.SWITCH: "switched",
+    Action.INSTALL: "installed",
+}
+_builds = threading.BoundedSemaphore(2)  # Nix itself builds in parallel; more clients only queue
+
+
+def carry_out(host: str, asked: Asked) -> None:
+    """Do what is asked of one host, and record how it ended for the table."""
+    now = run.current()
+    started = time.monotonic()
+    order = Order(
+        manifest=now.manifest,
+        host=now.manifest.hosts[host],
+        output=now.evaluation.of(host),
+        flake=now.fingerprint.revision,
+        layout=now.layout,
+        journal=now.journal,
+        folder=now.folder,
+        suppliers=Suppliers(_system, _disko, _image),
+        asked=asked,
+    )
+    try:
+        done = carry_out_order(order)
+    except Interrupted:
+        outcome.record(Result(host, "stopped", "stopped before its end", time.monotonic() - started))
+        raise
+    except NixaError as error:
+        outcome.record(Result(host, "failed", error.what, time.monotonic() - started))
+        raise
+    outcome.record(Result(host, _word(done, asked), f"it {done.reason}", time.monotonic() - started))
+
+
+def _word(done: Done, asked: Asked) -> str:
+    return "rolled back" if asked is Asked.ROLLBACK and done.action is Action.SWITCH else _SAID[done.action]
+
+
+def _system(work: Work) -> Path:
+    return _built(work, "toplevel")
+
+
+def _disko(work: Work) -> Path:
+    return _built(work, "disko")
+
+
+def _built(work: Work, what: build.What) -> Path:
+    name = work.host.name
+    if build.is_built(work.layout, name, work.output, what):
+        return build.build(work.layout, name, work.output, what, sink=work.log)
+    with _builds, work.journal.step(name, "build" if what == "toplevel" else "build disko"):
+        return build.build(work.layout, name, work.output, what, sink=work.log)
+
+
+def _image(work: Work) -> tuple[Path, str]:
+    image = image_for(work)
+    obtained = images.obtain(image)
+    obtained.check_architecture(work.output.system, host=work.host.name)
+    work.journal.note(work.host.name, "image", obtained.summary.line())
+    return obtained.path, obtained.sha256
+
+
+def image_for(work: Work) -> Image:
+    """The image that hosts.toml names for the host, or the one named like its system."""
+    known = work.manifest.images
+    name = work.host.kexec or work.output.system
+    if name not in known:
+        raise NixaError(
+            f"hosts.toml has no kexec image for {work.output.system}",
+            host=work.host.name,
+            hint=f"add [kexec.{work.output.system}] with url and sha256, or name one by `kexec`",
+        )
+    return known[name]
