@@ -31,17 +31,11 @@ def test_the_three_ways_mean_the_same(plain: str, sri: str, base32: str) -> None
     assert (to_sri(plain), to_base32(plain)) == (sri, base32)
 
 
-def test_nix_itself_writes_them_so() -> None:
+def test_nix_itself_writes_base32_so() -> None:
     plain = [hashlib.sha256(bytes([number])).hexdigest() for number in range(64)]
-    for option, ours in (("--to-base32", to_base32), ("--to-sri", to_sri)):
-        ran = subprocess.run(
-            ["nix-hash", "--type", "sha256", option, *plain],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        assert ran.stdout.split() == [ours(one) for one in plain]
+    command = ["nix-hash", "--type", "sha256", "--to-base32", *plain]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout.split() == [to_base32(one) for one in plain]
 
 
 @pytest.mark.parametrize(
