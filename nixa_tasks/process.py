@@ -34,13 +34,17 @@ _READ_SIZE = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """How a process ended. `status` is negative for a signal; `stdout` is text."""
+    """How a process ended. `status` is negative for a signal; `raw` is its standard output."""
 
     argv: Argv
     status: int
-    stdout: str
+    raw: bytes
     tail: tuple[str, ...]
     seconds: float
+
+    @property
+    def stdout(self) -> str:
+        return self.raw.decode("utf-8", "replace")
 
     @property
     def is_ok(self) -> bool:
@@ -215,7 +219,7 @@ def run(
                 with contextlib.suppress(OSError):
                     pipe.close()
         _running.forget(child)
-    done = Completed(argv, status, kept.decode("utf-8", "replace"), tuple(tail), time.monotonic() - started)
+    done = Completed(argv, status, bytes(kept), tuple(tail), time.monotonic() - started)
     if status != 0 and is_stopping():
         raise Interrupted(f"{what}: stopped", host=host)
     if check and status != 0:
@@ -244,8 +248,13 @@ def hold(
     `beat` is written to its input every `every` seconds, so that the other end can tell a holder
     that died without a word. Raises CommandFailed where it ends first, DeadlinePassed, Interrupted.
     """
-    child = _running.start(argv, env=None if env is None else dict(env), stdin=subprocess.PIPE,
-                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    child = _running.start(
+        argv,
+        env=None if env is None else dict(env),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     ready, over = threading.Event(), threading.Event()
 
@@ -270,8 +279,9 @@ def hold(
         until = time.monotonic() + deadline
         while not ready.wait(0.02):
             if over.is_set():
-                raise CommandFailed(f"{what}: ended too soon", argv=argv, status=child.wait(), host=host,
-                                    tail=tuple(tail))
+                raise CommandFailed(
+                    f"{what}: ended too soon", argv=argv, status=child.wait(), host=host, tail=tuple(tail)
+                )
             if time.monotonic() > until:
                 raise DeadlinePassed(f"{what}: not there after {deadline:g} s", host=host, tail=tuple(tail))
             sleep(0.0)
