@@ -1,0 +1,1 @@
+from nixa_tasks.dodo import *  # noqa: F403

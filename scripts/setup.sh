@@ -1,0 +1,55 @@
+# Sourced by ./quickstart and ./check: what both need on a machine with nothing but Debian and Python.
+#   need_tools PACKAGE…   install what is missing with apt
+#   need_venv EXTRA       a virtual environment of our own in .venv, with nixa in it
+# shellcheck shell=bash
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$top/.venv
+export PATH=$PATH:/usr/sbin:/sbin
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "$0: $*"; exit 1; }
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; elif command -v sudo >/dev/null; then sudo "$@"; else
+    die "this needs root: run it as root, or install sudo"; fi
+}
+
+# Which command stands for which package, so that a second run asks nobody.
+declare -A command_of=(
+  [nix-bin]=nix [openssh-server]=/usr/sbin/sshd [openssh-client]=ssh [iproute2]=ip [busybox-static]=busybox
+  [e2fsprogs]=mkfs.ext4 [cpio]=cpio [util-linux]=unshare [git]=git [curl]=curl [procps]=ps [zstd]=zstd [xz-utils]=xz
+  [mount]=losetup [kmod]=modprobe [dash]=dash [bash]=bash [aria2]=aria2c [wget]=wget [tmux]=tmux
+  [qemu-system-x86]=qemu-system-x86_64 [kexec-tools]=kexec
+)
+
+need_tools() {
+  local missing=() package
+  for package in "$@"; do
+    command -v "${command_of[$package]:-$package}" >/dev/null || missing+=("$package")
+  done
+  python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+  [ ${#missing[@]} -gt 0 ] || return 0
+  command -v apt-get >/dev/null || die "there is no apt here: install ${missing[*]} yourself, then run this again"
+  say "installing with apt: ${missing[*]}"
+  local log; log=$(mktemp)
+  as_root env DEBIAN_FRONTEND=noninteractive sh -c '
+    apt-get -q update && apt-get -q -y install --no-install-recommends "$@"' sh "${missing[@]}" >"$log" 2>&1 ||
+    { tail -n 20 "$log" >&2; rm -f "$log"; die "apt could not install them (above)"; }
+  rm -f "$log"
+}
+
+need_venv() { # EXTRA: "" or "dev"
+  local extra=$1 stamp want
+  stamp=$venv/.nixa-${extra:-run}
+  want=$(cd "$top" && sha256sum pyproject.toml && python3 --version)
+  [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && return 0
+  say "preparing the virtual environment ${venv#"$PWD"/}"
+  [ -x "$venv/bin/pip" ] || python3 -m venv "$venv" || die "python3 -m venv failed"
+  local log; log=$(mktemp)
+  (cd "$top" && "$venv/bin/pip" install -q -e ".${extra:+[$extra]}") >"$log" 2>&1 ||
+    { tail -n 20 "$log" >&2; rm -f "$log"; die "pip could not install what pyproject.toml names (above)"; }
+  rm -f "$log"
+  printf '%s' "$want" >"$stamp"
+}

@@ -1,0 +1,72 @@
+"""The one ssh command line, and ssh's own words told apart."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nixa_tasks.manifest.model import Host
+from nixa_tasks.target.ssh import Ssh, explain, remote_command
+
+HOST = Host("web1", "203.0.113.1", port=2222, identity=Path("/k"), ssh_options=("ProxyCommand=nc %h %p",))
+
+
+def test_the_pins_come_before_the_hosts_own_options() -> None:
+    words = Ssh.to(HOST, Path("/run/x")).command("true")
+    assert words.index("StrictHostKeyChecking=yes") < words.index("ProxyCommand=nc %h %p")
+    assert words.index("UserKnownHostsFile=" + str(Ssh.to(HOST, Path("/run/x")).known_hosts)) < words.index(
+        "-i"
+    )
+
+
+def test_an_option_with_blanks_stays_one_word() -> None:
+    assert "ProxyCommand=nc %h %p" in Ssh.to(HOST, Path("/run/x")).command("true")
+
+
+def test_the_target_can_not_be_read_as_an_option() -> None:
+    words = Ssh.to(HOST, Path("/run/x")).command("true")
+    assert words[words.index("--") + 1] == HOST.target
+
+
+def test_two_addresses_of_one_host_share_no_socket() -> None:
+    here = Ssh.to(HOST, Path("/run/x"))
+    assert here.socket != replace(here, target="203.0.113.2").socket
+    assert len(str(here.socket)) < 90
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("ssh: connect to host x port 22: Connection refused", "refused"),
+        ("ssh: connect to host x port 22: Connection timed out", "timeout"),
+        ("ssh: connect to host x port 22: No route to host", "timeout"),
+        ("ssh: Could not resolve hostname x: Name or service not known", "unknown"),
+        ("Host key verification failed.", "hostkey"),
+        ("root@x: Permission denied (publickey).", "login"),
+        ("kex_exchange_identification: Connection closed by remote host", "closed"),
+        ("Unable to negotiate with x: no matching host key type found.", "protocol"),
+        ("something else", "ssh"),
+    ],
+)
+def test_ssh_failures_are_told_apart(said: str, kind: str) -> None:
+    error = explain(Ssh.to(HOST, Path("/run/x")), (said,))
+    assert error.kind == kind
+    assert error.hint
+    assert error.host == "web1"
+
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60)
+
+
+@pytest.mark.parametrize("shell", [("dash",), ("bash",), ("busybox", "sh")])
+@settings(max_examples=40, deadline=None)
+@given(words=st.lists(TEXT, min_size=1, max_size=4))
+def test_real_shells_read_the_quoted_words_as_they_were(shell: tuple[str, ...], words: list[str]) -> None:
+    command = remote_command(("printf", "%s\\0", *words))
+    done = subprocess.run([*shell, "-c", command], capture_output=True, check=True)
+    assert done.stdout.decode().split("\0")[:-1] == words

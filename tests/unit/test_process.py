@@ -1,0 +1,119 @@
+"""Processes end when they should, with everything that they started."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nixa_tasks import process
+from nixa_tasks.errors import CommandFailed, DeadlinePassed, NixaError
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    return state != "Z"
+
+
+def test_output_is_kept_and_both_streams_reach_the_sink_as_they_come() -> None:
+    lines: list[str] = []
+    done = process.run(("sh", "-c", "echo out; echo err >&2"), deadline=10, sink=lines.append)
+    assert done.stdout == "out\n"
+    assert sorted(lines) == ["err", "out"]
+
+
+def test_a_failure_carries_its_status_and_last_lines() -> None:
+    with pytest.raises(CommandFailed) as caught:
+        process.run(("sh", "-c", "echo why >&2; exit 7"), deadline=10, host="web1", what="a step")
+    assert caught.value.status == 7
+    assert caught.value.tail == ("why",)
+    assert "a step" in caught.value.render()
+
+
+def test_past_its_deadline_the_whole_group_is_ended(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    with pytest.raises(DeadlinePassed):
+        process.run(("sh", "-c", f"sleep 60 & echo $! >{note}; wait"), deadline=0.5)
+    time.sleep(0.2)
+    assert not is_alive(int(note.read_text()))
+
+
+def test_a_background_child_that_keeps_the_pipe_is_not_waited_for() -> None:
+    started = time.monotonic()
+    assert process.run(("sh", "-c", "sleep 5 & echo hi"), deadline=30).stdout == "hi\n"
+    assert time.monotonic() - started < 4
+
+
+def test_input_flows_as_the_process_takes_it() -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(64):
+            yield b"x" * (1 << 16)
+
+    done = process.run(("sh", "-c", "sleep 0.2; wc -c"), deadline=20, stdin=chunks())
+    assert int(done.stdout) == 64 << 16
+
+
+def test_a_process_that_reads_nothing_does_not_hang_its_writer() -> None:
+    assert process.run(("true",), deadline=10, stdin=b"x" * (8 << 20)).is_ok
+
+
+def test_a_missing_program_says_what_to_install() -> None:
+    with pytest.raises(NixaError, match="no-such-program") as caught:
+        process.run(("no-such-program",), deadline=5)
+    assert caught.value.hint
+
+
+def test_after_a_stop_everything_is_ended_and_nothing_starts(tmp_path: Path) -> None:
+    code = (
+        "import threading, time\n"
+        "from nixa_tasks import process\n"
+        "from nixa_tasks.errors import Interrupted\n"
+        "ends = []\n"
+        "def work():\n"
+        "    try: process.run(('sh', '-c', 'echo $$ > pid; sleep 60'), deadline=100)\n"
+        "    except Interrupted: ends.append('interrupted')\n"
+        "t = threading.Thread(target=work); t.start(); time.sleep(0.5)\n"
+        "process.stop_all(); t.join(5)\n"
+        "try: process.run(('true',), deadline=5)\n"
+        "except Interrupted: ends.append('nothing starts')\n"
+        "print(ends)\n"
+    )
+    done = process.run((sys.executable, "-c", code), deadline=30, cwd=tmp_path)
+    assert done.stdout.strip() == "['interrupted', 'nothing starts']"
+    assert not is_alive(int((tmp_path / "pid").read_text()))
+
+
+def test_a_held_process_lives_as_long_as_the_body(tmp_path: Path) -> None:
+    script = (
+        f"echo $$ >{tmp_path}/pid; echo ready; while read -r beat; do echo $beat >>{tmp_path}/beats; done"
+    )
+    with process.hold(
+        ("sh", "-c", script),
+        is_ready=lambda line: line == "ready",
+        deadline=10,
+        beat=b"beat\n",
+        every=0.1,
+        what="lock",
+    ):
+        time.sleep(0.5)
+        assert is_alive(int((tmp_path / "pid").read_text()))
+    assert (tmp_path / "beats").read_text().startswith("beat\n")
+    assert not is_alive(int((tmp_path / "pid").read_text()))
+
+
+def test_a_held_process_that_is_never_ready_is_an_error() -> None:
+    with (
+        pytest.raises(CommandFailed, match="too soon"),
+        process.hold(
+            ("sh", "-c", "exit 75"), is_ready=lambda _line: True, deadline=5, beat=b"", every=1, what="lock"
+        ),
+    ):
+        pass
