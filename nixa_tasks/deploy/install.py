@@ -7,15 +7,18 @@ is picked up there by the next deploy.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nixa_tasks.deploy import boot, checks, nixos_anywhere, receipts, secrets
+from nixa_tasks.deploy import boot, checks, copy, nixos_anywhere, receipts, secrets
 from nixa_tasks.deploy.nixos_anywhere import Installation
 from nixa_tasks.deploy.receipts import Started
+from nixa_tasks.deploy.secrets import Provided
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import NixaError
-from nixa_tasks.manifest.model import KexecPhase
+from nixa_tasks.kexec import deliver
+from nixa_tasks.manifest.model import Image, KexecPhase
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 from nixa_tasks.target import hostkey, reach
 from nixa_tasks.target.hostkey import Expectation, KnownHosts, Trust
@@ -23,18 +26,28 @@ from nixa_tasks.target.probe import Facts, Os
 from nixa_tasks.target.ssh import Ssh, Unreachable
 
 BOOT_SECONDS = 600.0
+_KEXEC_HINT = (
+    "look at its console; `kexec_extra_flags` go to kexec, 1.5 GB of memory are recommended, and\n"
+    "Secure Boot must be off. If it has another address there: post_kexec_target"
+)
+_BOOT_HINT = (
+    "look at its console: does it boot from the right disk, and does the configuration\n"
+    "bring up the network and sshd with your key?"
+)
 _NEEDED = ("tar", "gzip", "cpio", "setsid")
 _LEAST_MEMORY = 900 << 20  # nixos-anywhere asks for 1 GB; firmware and kernel keep some of it
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What an installation brings along. `image` is None where the host is in the installer already."""
+    """What an installation brings along. The three of the image are None where the host is in the
+    installer already; `declared` is the one of hosts.toml, `image` the verified file."""
 
     system: Path
     disko: Path
     image: Path | None
     image_sha256: str | None
+    declared: Image | None
 
 
 def check_host(work: Work) -> None:
@@ -80,34 +93,86 @@ def check_root(work: Work) -> None:
 def install(work: Work, parts: Parts, started: Started) -> Receipt:
     """Install the host; its lock is held. Ends with the installed system running and its receipt
     on both sides. Raises NixaError; the host is then in the installer, or as it was."""
-    name, journal = work.host.name, work.journal
-    ssh, facts = work.reached.ssh, work.reached.facts
-    deadline = work.host.install_timeout
     with secrets.provided(work.host, work.manifest.root, work.folder) as provided:
-        installation = Installation(
-            ("disko", "install"),
-            parts.disko,
-            parts.system,
-            extra_files=provided.extra_files,
-            keys=provided.keys,
-        )
-        if facts.os is not Os.INSTALLER:
-            if parts.image is None:
-                raise NixaError("there is no image to boot the installer from", host=name)
-            installation = dataclasses.replace(
-                installation, phases=("kexec", "disko", "install"), kexec=parts.image
-            )
-        with journal.step(name, "install"):
-            nixos_anywhere.run(
-                work.manifest.fleet,
-                work.host,
-                ssh,
-                installation,
-                deadline=deadline,
-                log=work.log,
-                step=lambda text: journal.note(name, "install", text),
-            )
+        if work.reached.facts.os is not Os.INSTALLER and not is_own_phase(work):
+            _all_by_nixos_anywhere(work, parts, provided)
+        else:
+            if work.reached.facts.os is not Os.INSTALLER:
+                _boot_installer(work, parts)
+            _partition_and_install(work, parts, provided)
     return finish(work, parts, started)
+
+
+def _all_by_nixos_anywhere(work: Work, parts: Parts, provided: Provided) -> None:
+    """The plain form: `--kexec FILE`, its own kexec phase, its own copies."""
+    todo = Installation(
+        ("kexec", "disko", "install"),
+        parts.disko,
+        parts.system,
+        parts.image,
+        provided.extra_files,
+        provided.keys,
+    )
+    _nixos_anywhere(work, work.reached.ssh, "install", todo)
+
+
+def _boot_installer(work: Work, parts: Parts) -> None:
+    """nixa's own kexec phase: the image there, checked there, then the jump and the wait."""
+    name, journal, ssh, facts = work.host.name, work.journal, work.reached.ssh, work.reached.facts
+    if parts.image is None or parts.declared is None:
+        raise NixaError("there is no image to boot the installer from", host=name)
+    parcel = deliver.Parcel(parts.declared, parts.image, parts.image_sha256 or "")
+    with journal.step(name, "upload"):
+        delivered = deliver.deliver(
+            ssh, parcel, tools=facts.tools, log=work.log,
+            progress=lambda done, total: journal.progress(name, "upload", done, total),
+            note=lambda text: journal.note(name, "upload", text),
+        )  # fmt: skip
+    with journal.step(name, "kexec"):
+        deliver.boot(ssh, delivered, extra_flags=work.host.kexec_extra_flags, log=work.log)
+        ssh.disconnect()
+        installer = _await(work, _moved(work).as_root(), facts.boot_id, "the installer", _KEXEC_HINT)
+        if installer.os is not Os.INSTALLER:
+            raise NixaError(
+                f"it came back as {installer.os_name or installer.os}, not as the installer",
+                host=name,
+                log=work.log.path,
+                hint=_KEXEC_HINT,
+            )
+
+
+def _partition_and_install(work: Work, parts: Parts, provided: Provided) -> None:
+    """Two runs of nixos-anywhere, and nixa's own copy of the closure between them: its own pays a
+    round trip for every path, and finds nothing to do then."""
+    name, journal = work.host.name, work.journal
+    ssh = _moved(work).as_root()
+    with journal.step(name, "copy disko"):
+        copy.copy(ssh, parts.disko, sink=work.log)
+    _nixos_anywhere(
+        work, ssh, "disko", Installation(("disko",), parts.disko, parts.system, keys=provided.keys)
+    )
+    with journal.step(name, "copy"):
+        copy.copy(ssh, parts.system, sink=work.log, root="/mnt")
+    _nixos_anywhere(
+        work,
+        ssh,
+        "install",
+        Installation(("install",), parts.disko, parts.system, extra_files=provided.extra_files),
+    )
+
+
+def _nixos_anywhere(work: Work, ssh: Ssh, step: str, todo: Installation) -> None:
+    name, journal = work.host.name, work.journal
+    with journal.step(name, step):
+        nixos_anywhere.run(
+            work.manifest.fleet,
+            work.host,
+            ssh,
+            todo,
+            deadline=work.host.install_timeout,
+            log=work.log,
+            step=lambda text: journal.note(name, step, text),
+        )
 
 
 def finish(work: Work, parts: Parts, started: Started) -> Receipt:
@@ -160,22 +225,14 @@ def _await_installed(work: Work, ssh: Ssh, installer: Facts) -> tuple[reach.Reac
     keeps_key = host.copy_host_keys and host.extra_files is None
     if not keeps_key and host.host_key is None:
         home = reach.prepare(home, Expectation(Trust.ANY))
-    try:
-        facts = boot.await_boot(
-            home,
-            before=installer.boot_id,
-            deadline=BOOT_SECONDS,
-            what="the installed system",
-            hint="look at its console: does it boot from the right disk, and does the configuration\n"
-            "bring up the network and sshd with your key?",
-            is_right=lambda facts: facts.os is Os.NIXOS,
-        )
-    except Unreachable as error:
-        if error.kind == "hostkey":
-            raise hostkey.mismatch(
-                host, hostkey.expectation(host, KnownHosts()), reach.shown_key(home)
-            ) from error
-        raise
+    facts = _await(
+        work,
+        home,
+        installer.boot_id,
+        "the installed system",
+        _BOOT_HINT,
+        is_right=lambda facts: facts.os is Os.NIXOS,
+    )
     reached = reach.settle(home, work.reached.trust, facts)
     if reached.key != work.reached.key:
         work.journal.note(host.name, "verify", f"the installed system's host key: {reached.key.fingerprint}")
@@ -184,6 +241,26 @@ def _await_installed(work: Work, ssh: Ssh, installer: Facts) -> tuple[reach.Reac
     else:
         KnownHosts().trust_beside_pin(host, None)
     return reached, facts
+
+
+def _await(
+    work: Work,
+    ssh: Ssh,
+    before: str,
+    what: str,
+    hint: str,
+    is_right: Callable[[Facts], bool] = lambda _facts: True,
+) -> Facts:
+    """Wait for another boot than `before`; a wrong host key is told with both fingerprints."""
+    try:
+        return boot.await_boot(
+            ssh, before=before, deadline=BOOT_SECONDS, what=what, hint=hint, is_right=is_right
+        )
+    except Unreachable as error:
+        if error.kind == "hostkey":
+            expected = hostkey.expectation(work.host, KnownHosts())
+            raise hostkey.mismatch(work.host, expected, reach.shown_key(ssh)) from error
+        raise
 
 
 def needs_image(work: Work) -> bool:

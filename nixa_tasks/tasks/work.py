@@ -71,12 +71,12 @@ def _built(work: Work, what: build.What) -> Path:
         return build.build(work.layout, name, work.output, what, sink=work.log)
 
 
-def _image(work: Work) -> tuple[Path, str]:
+def _image(work: Work) -> tuple[Image, Path, str]:
     image = image_for(work)
     obtained = images.obtain(image)
     obtained.check_architecture(work.output.system, host=work.host.name)
     work.journal.note(work.host.name, "image", obtained.summary.line())
-    return obtained.path, obtained.sha256
+    return image, obtained.path, obtained.sha256
 
 
 def image_for(work: Work) -> Image:
