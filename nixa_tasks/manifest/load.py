@@ -52,7 +52,7 @@ def load(path: Path, stamp: Path | None = None) -> Manifest:
     """
     path = Path(os.path.normpath(path.absolute()))
     content = _read(path)
-    mark = _mark(content, path.parent)
+    mark = _mark(content)
     remembered = _remembered(stamp, mark) if stamp is not None else None
     if remembered is not None:
         manifest, findings = build(remembered, path)
@@ -88,15 +88,15 @@ def _unusable(path: Path, reason: str, *, line: int = 0, hint: str | None = None
     return ManifestError(path, (Problem(line, "", reason),), hint=hint)
 
 
-def _mark(content: bytes, root: Path) -> str:
-    """What a stamp says: these bytes, in this folder, by these rules."""
+def _mark(content: bytes) -> str:
+    """What a stamp says: these bytes, by these rules. (What hangs on the folder or the environment
+    is parsed at every load.)"""
     mark = hashlib.sha256()
     folder = Path(__file__).parent
     rules = (entry for entry in os.scandir(folder) if entry.name.endswith((".py", ".json")))
     for entry in sorted(rules, key=lambda entry: entry.name):
         status = entry.stat()
         mark.update(f"{entry.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    mark.update(f"{os.fspath(root)}\n".encode(errors="surrogateescape"))
     mark.update(hashlib.sha256(content).digest())
     return mark.hexdigest()
 
