@@ -13,17 +13,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 from nixa_tasks.lab import nixos_anywhere_scripts as scripts
 from nixa_tasks.lab.nixos_anywhere_args import USAGE, Ended, Options, abort, parse
-from nixa_tasks.lab.nixos_anywhere_remote import FEATURES, Programs, Remote, complain, step
+from nixa_tasks.lab.nixos_anywhere_nix import Closures
+from nixa_tasks.lab.nixos_anywhere_remote import Programs, Remote, complain, step
 
 NOTICE = "This is the practice lab's stand-in for nixos-anywhere, not the real one."
 _IMAGES = "github.com/nix-community/nixos-images/releases/download/nixos-25.11"
+_NO_SETSID = (
+    "no setsid command respecting --wait found, but required to run the kexec script under a new session"
+)
 _KEXEC = '"$HOME/kexec/nixos-anywhere-kexec.sh"'
 
 
@@ -37,27 +40,15 @@ class Installation:
         self.remote = Remote(options, self.programs, folder)
         self.facts: dict[str, str] = {}
         self.sudo = ""
-        self.build_on = options.build_on
-        self.disko = options.disko
-        self.system = options.system
-        logs = ("-L",) if options.build_logs else ()
-        self._nix_options = (*FEATURES, "--no-write-lock-file", *options.nix, *logs)
+        self.closures = Closures(options, self.programs, self.remote)
 
     def run(self) -> None:
         """All of it. Raises Ended."""
         options, remote = self.options, self.remote
         if options.vm_test:
-            self._test_in_vm()
+            self.closures.test_in_vm()
             return
-        if self.build_on == "auto":
-            self._choose_builder(None)
-        if options.flake:
-            if self.build_on == "local" and options.hardware is None:
-                self._build_here()
-        elif not (self.disko and self.system):
-            abort("--flake or --store-paths must be set")
-        elif not (Path(self.disko).exists() and Path(self.system).exists()):
-            abort(f"{self.disko} and {self.system} must be existing store-paths")
+        self.closures.settle()
         identity = self._identity()
         login = remote.login_user()
         if "kexec" not in options.phases:
@@ -103,11 +94,7 @@ class Installation:
         for fact, what in (
             ("hasTar", "no tar command found, but required to unpack kexec tarball"),
             ("hasCpio", "no cpio command found, but required to build the new initrd"),
-            (
-                "hasSetsid",
-                "no setsid command respecting --wait found, "
-                "but required to run the kexec script under a new session",
-            ),
+            ("hasSetsid", _NO_SETSID),
         ):
             if self.facts[fact] == "n":
                 abort(what)
@@ -175,32 +162,14 @@ class Installation:
         """Between the kexec and the disk: hardware, builds, the way in as root. Raises Ended."""
         if self.options.hardware is not None:
             self._describe_hardware(*self.options.hardware)
-        if self.build_on == "auto":
-            self._choose_builder(
-                self.remote.plain(
-                    "nix", "--extra-experimental-features", "nix-command", "config", "show", "system"
-                )
-            )
-            if self.build_on == "auto":
-                self.build_on = "remote"
-        if self.build_on != "remote" and self.options.flake and not self.disko:
-            self._build_here()
+        self.closures.settle_with_machine()
         if self.facts["isInstaller"] == "y" and login != "root":
             keys = (
                 f"{self.sudo} mkdir -p /root/.ssh; {self.sudo} cp ~/.ssh/authorized_keys /root/.ssh || true"
             )
             self.remote.run(keys)
             self.remote.become_root()
-        if self.options.machine_substituters and self.options.flake:
-            self._take_substituters()
-
-    def _take_substituters(self) -> None:
-        where = f"{self.options.flake}#{self.options.attribute}.nix.settings"
-        words = ("nix", "eval", *self._nix_options, "--apply", "toString")
-        names = self.programs.output((*words, f"{where}.substituters"))
-        keys = self.programs.output((*words, f"{where}.trusted-public-keys"))
-        script = scripts.substituters_script(names, keys)
-        self.programs.status(self.remote.argv("sh"), stdin=script.encode())
+        self.closures.share_substituters()
 
     def _describe_hardware(self, backend: str, path: str) -> None:
         file = Path(path)
@@ -211,7 +180,7 @@ class Installation:
             self.remote.plain("nixos-generate-config", "--show-hardware-config", "--no-filesystems", to=file)
         elif self.facts.get("hasNixOSFacter") == "n":
             step("Generating facter.json using nixos-facter from nixpkgs")
-            shell = scripts.quoted(("nix", "shell", *self._nix_options))
+            shell = scripts.quoted(("nix", "shell", *self.closures.nix_options))
             self.remote.plain(shell, "nixpkgs#nixos-facter", "-c", *sudo, "nixos-facter", to=file)
         else:
             step("Generating facter.json using nixos-facter")
@@ -220,48 +189,6 @@ class Installation:
         if self.programs.status(inside, stdout=subprocess.DEVNULL)[0] == 0:
             add = ("add", "--intent-to-add", "--force", "--", str(file.resolve()))
             self.programs.run(("git", "-C", str(file.parent), *add))
-
-    def _choose_builder(self, machine: str | None) -> None:
-        """`--build-on auto`: here if this Nix can build for the machine. Raises Ended."""
-        system = self.programs.output(("nix", *FEATURES, "config", "show", "system"))
-        if machine is None and self.system:
-            try:
-                machine = (Path(self.system) / "system").read_text().strip()
-            except OSError as error:
-                raise Ended(1, f"nixos-anywhere: {error.filename}: {error.strerror}") from None
-        elif machine is None:
-            where = f"{self.options.flake}#{self.options.attribute}.pkgs.system"
-            status, raw = self.programs.status(
-                ("nix", *FEATURES, "eval", "--raw", where), stdout=subprocess.PIPE
-            )
-            if status:
-                return
-            machine = raw.decode()
-        if system == machine:
-            self.build_on = "local"
-            return
-        probe = (
-            f'derivation {{ system = "{machine}"; name = "env-{time.time_ns()}"; '
-            'builder = "/bin/sh"; args = [ "-c" "echo > $out" ]; }'
-        )
-        argv = ("nix", "build", "-L", *self._nix_options, "--expr", probe)
-        self.build_on = "remote" if self.programs.status(argv)[0] else "local"
-
-    def _build(self, attribute: str, *more: str) -> str:
-        where = f"{self.options.flake}#{self.options.attribute}.system.build.{attribute}"
-        words = ("--print-out-paths", "--no-link", *self.options.build_flags, *self._nix_options)
-        return self.programs.output(("nix", "build", *words, where, *more), env=self.remote.nix_environment())
-
-    def _build_here(self) -> None:
-        if "disko" in self.options.phases:
-            self.disko = self._build(self.options.disko_attribute)
-        if "install" in self.options.phases:
-            self.system = self._build("toplevel")
-
-    def _copy(self, url: str, path: str) -> None:
-        substitute = ("--substitute-on-destination",) if self.options.substitute else ()
-        words = (*self._nix_options, *self.options.source, *substitute, "--to", url, path)
-        self.programs.run(("nix", "copy", *words), env=self.remote.nix_environment())
 
     def _format(self) -> None:
         for path, local in self.options.disk_keys:
@@ -274,24 +201,12 @@ class Installation:
                     )
             except OSError as error:
                 raise Ended(1, f"nixos-anywhere: {local}: {error.strerror}") from None
-        if self.disko:
-            self._copy(self.remote.store("ssh"), self.disko)
-        elif self.build_on == "remote":
-            step("Building disko script")
-            store = self.remote.store("ssh-ng", self.remote.ssh_key_setting())
-            self.disko = self._build(self.options.disko_attribute, "--eval-store", "auto", "--store", store)
+        disko = self.closures.send_disko()
         step("Formatting hard drive with disko")
-        self.remote.run(self.disko)
+        self.remote.run(disko)
 
     def _install(self) -> None:
-        root = "remote-store=local%3Froot=%2Fmnt"
-        if self.system:
-            step("Uploading the system closure")
-            self._copy(self.remote.store("ssh", root), self.system)
-        elif self.build_on == "remote":
-            step("Building the system closure")
-            store = self.remote.store("ssh-ng", self.remote.ssh_key_setting(), root)
-            self.system = self._build("toplevel", "--eval-store", "auto", "--store", store)
+        system = self.closures.send_system()
         if self.options.extra_files:
             step("Copying extra files")
             producer = ("tar", "-C", self.options.extra_files, "-cpf-", ".")
@@ -301,7 +216,7 @@ class Installation:
             self.remote.run("sh", stdin=scripts.own_script(self.options.owners).encode())
         step("Installing NixOS")
         script = scripts.install_script(
-            self.system, copy_host_keys=self.options.copy_host_keys, trace=self.options.debug
+            system, copy_host_keys=self.options.copy_host_keys, trace=self.options.debug
         )
         self.remote.run("sh", stdin=script.encode())
 
@@ -312,26 +227,10 @@ class Installation:
         step("Waiting for the machine to become unreachable due to reboot")
         self.remote.wait_until_down()
 
-    def _test_in_vm(self) -> None:
-        options = self.options
-        if options.hardware is not None:
-            abort("--vm-test is not supported with --generate-hardware-config. Generate it first.")
-        for refused, flag in (
-            (not options.attribute, "--store-paths"),
-            (self.build_on == "remote", "--build-on-remote"),
-            (bool(options.extra_files), "--extra-files"),
-            (bool(options.disk_keys), "--disk-encryption-keys"),
-        ):
-            if refused:
-                raise Ended(1, f"--vm-test is not supported with {flag}")
-        where = f"{options.flake}#{options.attribute}.system.build.installTest"
-        words = ("--print-out-paths", "--no-link", "-L", *options.build_flags, *self._nix_options)
-        self.programs.run(("nix", "build", *words, where))
-
 
 def _leave(signum: int, frame: FrameType | None) -> None:
     """Leave by an exception, so that the folder with the private key goes too."""
-    raise Ended(128 + signum)
+    raise SystemExit(128 + signum)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -139,10 +139,12 @@ class Remote:
 
     def feed(self, producer: Sequence[str], remote: str) -> None:
         """`producer | ssh remote`; the last of the two that failed decides. Raises Ended."""
-        with subprocess.Popen(producer, stdout=subprocess.PIPE) as source:
+        try:
+            source = subprocess.Popen(producer, stdout=subprocess.PIPE)
+        except FileNotFoundError:
+            raise Ended(127, f"nixos-anywhere: {producer[0]}: command not found") from None
+        with source:
             status, _ = self.programs.status(self.argv(remote), stdin=source.stdout)
-            if source.stdout is not None:
-                source.stdout.close()
         status = status or _shell_status(source.returncode)
         if status:
             raise Ended(status)
