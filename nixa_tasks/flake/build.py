@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from nixa_tasks import nix
 from nixa_tasks.errors import NixaError
-from nixa_tasks.flake.evaluate import Output
-from nixa_tasks.process import Sink
+from nixa_tasks.flake.output import Output, forget
+from nixa_tasks.nix_errors import NixFailed, Reason
+from nixa_tasks.process import Argv, Sink
 from nixa_tasks.state.layout import Layout
+from nixa_tasks.state.stamps import read_json
 
 BUILD_SECONDS = 12 * 3600.0
+_ROOT_SECONDS = 120.0
 What = Literal["toplevel", "disko"]
 
 
@@ -19,24 +23,91 @@ class NoDisko(NixaError):
     """The configuration has no disko script, so that nothing says how to partition its disk."""
 
 
+class DerivationGone(NixaError):
+    """What was evaluated has been garbage-collected before it was built: evaluate again
+    (`Evaluation.again`). The next run does so by itself."""
+
+
 def root_of(layout: Layout, host: str, what: What) -> Path:
     """The GC root of what is deployed, or about to be."""
     return layout.gcroots / (host if what == "toplevel" else f"{host}-disko")
 
 
+def previous_root_of(layout: Layout, host: str) -> Path:
+    """The GC root of what the host runs while something newer is built, and after, until `doit gc`."""
+    return layout.gcroots / f"{host}-previous"
+
+
 def is_built(layout: Layout, host: str, output: Output, what: What) -> bool:
     """Whether the path is there and rooted: then it can't have gone away."""
     wanted = output.toplevel_out if what == "toplevel" else output.disko_out
-    root = root_of(layout, host, what)
-    return wanted is not None and root.is_symlink() and str(root.readlink()) == wanted and root.exists()
+    return wanted is not None and _is_rooted(root_of(layout, host, what), wanted)
 
 
-def build(layout: Layout, host: str, output: Output, what: What, *, sink: Sink) -> Path:
+def build(
+    layout: Layout, host: str, output: Output, what: What, *, sink: Sink, deadline: float = BUILD_SECONDS
+) -> Path:
     """Build, or substitute, one closure; remote builders are Nix's own business.
 
-    Raises NoDisko, nix_errors.NixFailed (also where the derivation was garbage-collected: evaluate
-    again), DeadlinePassed, Interrupted.
+    `deadline`: seconds. Raises NoDisko, DerivationGone, nix_errors.NixFailed, DeadlinePassed,
+    Interrupted.
     """
+    drv, out = _paths(host, output, what)
+    if is_built(layout, host, output, what):
+        return Path(out)
+    if what == "toplevel":
+        _keep_deployed(layout, host, out)
+    root = root_of(layout, host, what)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    # Without its derivation, a path that is in the store only needs its root.
+    source = f"{drv}!out" if Path(drv).exists() or not Path(out).exists() else out
+    argv = nix.store_command("--realise", source, "--add-root", str(root), "--indirect")
+    try:
+        nix.run(argv, deadline=deadline, sink=sink, host=host, what=f"build of {what}")
+    except NixFailed as error:
+        if error.reason is Reason.PATH_INVALID and not Path(drv).exists():
+            forget(layout, host)
+            raise DerivationGone(
+                f"build of {what}: {drv} is no longer in the store",
+                host=host,
+                tail=error.tail,
+                hint="run the same command again: the host is then evaluated again",
+            ) from error
+        raise
+    if not is_built(layout, host, output, what):
+        raise NixaError(f"nix built {drv}, but {root} does not lead to {out}", host=host)
+    return Path(out)
+
+
+def remote_build_command(output: Output, what: What, store: str, *, host: str) -> Argv:
+    """Build in another store, such as `ssh-ng://root@HOST`: the derivations travel, nothing else.
+
+    Raises NoDisko, NixMissing.
+    """
+    drv, _ = _paths(host, output, what)
+    # From 2.15 on a .drv alone means the file itself; before, `^` was not known.
+    installable = f"{drv}^out" if nix.version() >= (2, 15) else drv
+    return nix.command("build", "--no-link", "-L", "--eval-store", "auto", "--store", store, installable)
+
+
+def build_remotely(
+    output: Output,
+    what: What,
+    store: str,
+    *,
+    host: str,
+    sink: Sink,
+    env: Mapping[str, str] | None = None,
+    deadline: float = BUILD_SECONDS,
+) -> str:
+    """Build in the store at `store`; the path there. `env`: what ssh needs (NIX_SSHOPTS, a PATH
+    with an `ssh` in front). `deadline`: seconds. Raises as `build` does, but not DerivationGone."""
+    argv = remote_build_command(output, what, store, host=host)
+    nix.run(argv, deadline=deadline, sink=sink, host=host, what=f"build of {what} on the host", env=env)
+    return _paths(host, output, what)[1]
+
+
+def _paths(host: str, output: Output, what: What) -> tuple[str, str]:
     drv, out = (
         (output.toplevel_drv, output.toplevel_out)
         if what == "toplevel"
@@ -48,11 +119,21 @@ def build(layout: Layout, host: str, output: Output, what: What, *, sink: Sink) 
             host=host,
             hint="add disko to the configuration: https://github.com/nix-community/disko",
         )
-    if not is_built(layout, host, output, what):
-        root = root_of(layout, host, what)
+    return drv, out
+
+
+def _is_rooted(root: Path, out: str) -> bool:
+    return root.is_symlink() and str(root.readlink()) == out and root.exists()
+
+
+def _keep_deployed(layout: Layout, host: str, wanted: str) -> None:
+    """Root what the host runs, as its receipt says, before its root goes to what is built next: a
+    build that is never deployed must not let go of what is."""
+    runs = (read_json(layout.host(host).deployed) or {}).get("out")
+    root = previous_root_of(layout, host)
+    if not isinstance(runs, str) or not nix.is_store_path(runs) or runs == wanted:
+        return
+    if Path(runs).exists() and not _is_rooted(root, runs):
         root.parent.mkdir(parents=True, exist_ok=True)
-        argv = nix.store_command("--realise", drv, "--add-root", str(root), "--indirect")
-        nix.run(argv, deadline=BUILD_SECONDS, sink=sink, host=host, what=f"build of {what}")
-        if not is_built(layout, host, output, what):
-            raise NixaError(f"nix built {drv}, but {root} does not lead to {out}", host=host)
-    return Path(out)
+        argv = nix.store_command("--realise", runs, "--add-root", str(root), "--indirect")
+        nix.run(argv, deadline=_ROOT_SECONDS, check=False, host=host, what="keep what is deployed")

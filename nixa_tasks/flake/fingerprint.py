@@ -12,81 +12,77 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from typing import assert_never
 
 from nixa_tasks import nix, process
 from nixa_tasks.errors import CommandFailed, NixaError
+from nixa_tasks.flake import reference
+from nixa_tasks.flake.reference import Kind, Reference
 from nixa_tasks.state.layout import Layout
 
 _GIT_SECONDS = 120.0
 _METADATA_SECONDS = 600.0
-_OWN_FILES = frozenset({".nixa", ".deploy_cache", ".git", ".direnv", "result"})
+_OWN_FILES = frozenset({".nixa", ".deploy_cache", ".git", ".direnv", "__pycache__"})
 # A flake that reads one of these has another output at every commit.
-_REVISION = (
-    r"\bself\.(rev|shortRev|dirtyRev|dirtyShortRev|revCount|lastModified|lastModifiedDate|sourceInfo)\b"
-)
+_NAMES = r"(rev|shortRev|dirtyRev|dirtyShortRev|revCount|lastModified|lastModifiedDate|sourceInfo)\b"
+_REVISION = rf"\bself\.{_NAMES}|\binherit\s*\(\s*(inputs\.)?self\s*\)[^;]*\b{_NAMES}"
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """`value`: equal as long as nothing that an evaluation reads has changed. `reference`: what Nix
-    evaluates. `revision`: for people and receipts, such as a commit, with `-dirty` where it is."""
+    is asked for. `revision`: for people and receipts, such as a commit, with `-dirty` where it is.
+    `files`: a folder without git, which is not given to Nix as it is; `subdir`: the flake in it.
+    `excluded`: paths in it that do not count. `reads_revision`: every commit is new content to it."""
 
     value: str
     reference: str
     revision: str
+    files: Path | None = None
+    subdir: str = ""
+    excluded: tuple[Path, ...] = ()
+    reads_revision: bool = False
 
 
-def fingerprint(flake: str, layout: Layout) -> Fingerprint:
+def fingerprint(flake: str, layout: Layout, *, excluded: tuple[Path, ...] = ()) -> Fingerprint:
     """The fingerprint of a flake reference, local or remote.
 
-    `layout`: nixa's own state, which does not count where it lies inside the flake.
+    `layout`: nixa's own state, and `excluded`: absolute paths (the cache of images), which do not
+    count where they lie inside a flake that is not in git.
     Raises nix_errors.NixFailed, NixaError.
     """
-    local = _local(flake)
-    if local is None:
-        return _remote(flake)
-    folder, subdir = local
-    if not (folder / subdir / "flake.nix").is_file():
-        raise NixaError(
-            f"there is no flake.nix in {folder / subdir}",
-            hint="set `flake` in [fleet] of hosts.toml to the folder that holds it",
-        )
-    top = _git(("rev-parse", "--show-toplevel", "--show-prefix"), folder, check=False)
-    if top is None or flake.startswith("path:"):
-        return Fingerprint(_tree_hash(folder, layout), f"path:{folder / subdir}", "not in git")
-    root, _, prefix = top.partition("\n")
-    return _git_tree(Path(root), Path(prefix.strip()) / subdir)
+    place = reference.parse(flake)
+    match place.kind:
+        case Kind.GIT:
+            assert place.root is not None  # noqa: S101 - the kind says so
+            if "submodules" in place.url:
+                return _remote(place)  # their files count, and only Nix looks at them
+            return _git_tree(place, place.root)
+        case Kind.PLAIN:
+            assert place.root is not None  # noqa: S101
+            kept = (layout.state, *excluded)
+            value = _tree_hash(place.root, kept) + (f":{place.subdir}" if place.subdir else "")
+            return Fingerprint(value, place.url, "not in git", place.root, place.subdir, kept)
+        case Kind.REMOTE:
+            return _remote(place)
+        case _:
+            assert_never(place.kind)
 
 
-def _local(flake: str) -> tuple[Path, str] | None:
-    """The folder of a local reference, links resolved since Nix refuses them, and its `?dir=`."""
-    bare = flake
-    for scheme in ("git+file:", "path:"):
-        bare = bare.removeprefix(scheme)
-    if not bare.startswith("/"):
-        return None
-    parts = urlsplit(bare)
-    if any(name != "dir" for name in parse_qs(parts.query)):
-        return None  # a `rev` or a `ref` that is not what lies in the folder: Nix knows
-    subdir = parse_qs(parts.query).get("dir", [""])[0]
-    return Path(parts.path).resolve(), subdir
-
-
-def _git_tree(root: Path, subdir: Path) -> Fingerprint:
+def _git_tree(place: Reference, root: Path) -> Fingerprint:
     head = _git(("rev-parse", "--verify", "-q", "HEAD"), root, check=False)
     tree = _working_tree(root)
     committed = _git(("rev-parse", "--verify", "-q", "HEAD^{tree}"), root, check=False)
     dirty = tree != committed
     revision = (head or "no commit") + ("-dirty" if dirty else "")
-    value = f"git:{tree}:{subdir}"
-    if _reads_its_revision(root):
+    value = f"git:{tree}:{place.subdir or '.'}"
+    reads_revision = _reads_its_revision(root)
+    if reads_revision:
         value += f":{revision}"
-    directory = f"?dir={subdir}" if str(subdir) != "." else ""
-    return Fingerprint(value, f"git+file://{root}{directory}", revision)
+    return Fingerprint(value, place.url, revision, reads_revision=reads_revision)
 
 
 def _working_tree(root: Path) -> str:
@@ -124,15 +120,21 @@ def _git(
             argv, deadline=_GIT_SECONDS, cwd=folder, env=nix.environment(env), check=check, what="git"
         )
     except CommandFailed as error:
+        if any("dubious ownership" in line for line in error.tail):
+            raise NixaError(
+                f"the git tree {folder} belongs to another user, so git and Nix refuse it",
+                hint="run doit as the tree's owner, or name it once:\n"
+                f"git config --global --add safe.directory {folder}",
+            ) from error
         error.hint = f"see what `git -C {folder} status` says"
         raise
     return done.stdout.strip() if done.is_ok else None
 
 
-def _tree_hash(folder: Path, layout: Layout) -> str:
+def _tree_hash(folder: Path, excluded: tuple[Path, ...]) -> str:
     """A hash over names, modes and contents below `folder`, but for nixa's own files."""
     total = hashlib.sha256()
-    for path in _files(folder, layout.state):
+    for path in files_of(folder, excluded):
         name = os.fsencode(path.relative_to(folder))
         if path.is_symlink():
             total.update(b"l" + name + b"\0" + os.fsencode(path.readlink()) + b"\0")
@@ -143,24 +145,39 @@ def _tree_hash(folder: Path, layout: Layout) -> str:
     return f"path:{total.hexdigest()}"
 
 
-def _files(folder: Path, state: Path) -> Iterator[Path]:
-    keep: Callable[[str], bool] = lambda name: name not in _OWN_FILES and not name.startswith(".doit.db")  # noqa: E731
-    for where, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if keep(name) and Path(where, name) != state)
-        links = [name for name in folders if Path(where, name).is_symlink()]
-        yield from (Path(where, name) for name in sorted([*filter(keep, names), *links]))
+def files_of(folder: Path, excluded: tuple[Path, ...]) -> Iterator[Path]:
+    """The files and links of a flake without git, in a fixed order, but for what nixa, doit and
+    Python write there, and for the links that `nix build` leaves."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        path = Path(entry.path)
+        if entry.name in _OWN_FILES or entry.name.startswith(".doit.db") or path in excluded:
+            continue
+        if entry.is_symlink():
+            if not str(path.readlink()).startswith("/nix/store/"):
+                yield path
+        elif entry.is_dir():
+            yield from files_of(path, excluded)
+        elif entry.is_file():
+            yield path
 
 
-def _remote(flake: str) -> Fingerprint:
-    """Asked of Nix: a lock such as a commit and a hash; `reference` is then the locked one."""
-    argv = nix.command("flake", "metadata", "--json", "--no-write-lock-file", flake)
-    done = nix.run(argv, deadline=_METADATA_SECONDS, what=f"flake {flake}")
+def _remote(place: Reference) -> Fingerprint:
+    """Asked of Nix: a lock such as a commit and a hash; `reference` is then the locked one.
+
+    A reference that names a commit is its own lock, and nobody is asked.
+    """
+    if place.is_fixed:
+        return Fingerprint(f"fixed:{place.url}", place.url, place.url)
+    # --refresh: else Nix answers from a cache that may be an hour old.
+    argv = nix.command("flake", "metadata", "--json", "--no-update-lock-file", "--refresh", place.url)
+    done = nix.run(argv, deadline=_METADATA_SECONDS, what=f"flake {place.url}")
     try:
         said = json.loads(done.stdout)
         locked = said["locked"]
-        reference = str(said.get("url") or said["resolvedUrl"])
+        is_clean = locked.get("rev") or locked.get("type") != "git"
+        url = str(said.get("url") or said["resolvedUrl"]) if is_clean else place.url
     except (ValueError, KeyError, TypeError) as error:
-        raise NixaError(f"nix flake metadata {flake}: its answer can't be read: {error!r}") from error
+        raise NixaError(f"nix flake metadata {place.url}: its answer can't be read: {error!r}") from error
     return Fingerprint(
-        "nix:" + json.dumps(locked, sort_keys=True), reference, str(locked.get("rev") or "unversioned")
+        "nix:" + json.dumps(locked, sort_keys=True), url, str(locked.get("rev") or "unversioned")
     )
