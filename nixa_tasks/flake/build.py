@@ -79,15 +79,19 @@ def build(
     return Path(out)
 
 
-def remote_build_command(output: Output, what: What, store: str, *, host: str) -> Argv:
-    """Build in another store, such as `ssh-ng://root@HOST`: the derivations travel, nothing else.
+def remote_build_commands(output: Output, what: What, store: str, *, host: str) -> tuple[Argv, Argv]:
+    """Send the derivations to another store, such as `ssh-ng://root@HOST`, and build them there.
 
-    Raises NoDisko, NixMissing.
+    Two commands, since Nix 2.8 looks for a derivation in the store that builds it whatever
+    `--eval-store` says. Raises NoDisko, NixMissing.
     """
     drv, _ = _paths(host, output, what)
     # From 2.15 on a .drv alone means the file itself; before, `^` was not known.
     installable = f"{drv}^out" if nix.version() >= (2, 15) else drv
-    return nix.command("build", "--no-link", "-L", "--eval-store", "auto", "--store", store, installable)
+    return (
+        nix.command("copy", "--derivation", "--to", store, drv),
+        nix.command("build", "--no-link", "-L", "--store", store, installable),
+    )
 
 
 def build_remotely(
@@ -100,10 +104,13 @@ def build_remotely(
     env: Mapping[str, str] | None = None,
     deadline: float = BUILD_SECONDS,
 ) -> str:
-    """Build in the store at `store`; the path there. `env`: what ssh needs (NIX_SSHOPTS, a PATH
-    with an `ssh` in front). `deadline`: seconds. Raises as `build` does, but not DerivationGone."""
-    argv = remote_build_command(output, what, store, host=host)
-    nix.run(argv, deadline=deadline, sink=sink, host=host, what=f"build of {what} on the host", env=env)
+    """Build in the store at `store`; the path there, which has no root yet. `env`: what ssh needs
+    (NIX_SSHOPTS, a PATH with an `ssh` in front). `deadline`: seconds, for each of two steps.
+
+    Raises NoDisko, nix_errors.NixFailed, DeadlinePassed, Interrupted.
+    """
+    for argv in remote_build_commands(output, what, store, host=host):
+        nix.run(argv, deadline=deadline, sink=sink, host=host, what=f"build of {what} on the host", env=env)
     return _paths(host, output, what)[1]
 
 

@@ -91,7 +91,7 @@ def test_one_bad_host_of_three_spoils_no_other(project: Project, extra: str, sai
 
 def test_a_missing_host_is_told_the_nearest_name(project: Project) -> None:
     evaluation = Evaluation(project.layout, project.seen(), {"a": "web11", "web1": "web1"})
-    assert evaluation.of("web1")
+    assert evaluation.of("web1").attr == "web1"
     with pytest.raises(NixaError, match=r"no nixosConfigurations\.web11") as caught:
         evaluation.of("a")
     assert "did you mean `web1`" in (caught.value.hint or "")
@@ -148,8 +148,8 @@ def test_a_host_that_needs_more_memory_than_allowed_fails_alone(project: Project
     big = "builtins.length (builtins.concatLists (builtins.genList (x: builtins.genList (y: y) 100000) 1500))"
     project.write(extra=f'big = {{ config.system.build.toplevel = raw "big-${{toString ({big})}}" ""; }};')
     evaluation = project.evaluation("web1", "big", "web2", memory=512)
-    assert evaluation.of("web1")
-    assert evaluation.of("web2")
+    assert evaluation.of("web1").attr == "web1"
+    assert evaluation.of("web2").attr == "web2"
     with pytest.raises(NixFailed) as caught:
         evaluation.of("big")
     assert caught.value.reason is Reason.MEMORY
