@@ -192,7 +192,8 @@ class Cache:
         """Take a file of this folder, just found right, under its finished name."""
         path = self.folder / f"{sha256}{suffix}"
         file.replace(path)
-        self.stamp(sha256, path, Signature.of(path.stat()), origin)
+        with contextlib.suppress(NixaError):  # a full disk: the file is right, and hashed once more later
+            self.stamp(sha256, path, Signature.of(path.stat()), origin)
         return path
 
     def record_summary(self, sha256: str, summary: dict[str, object]) -> None:
@@ -210,7 +211,7 @@ class Cache:
         """The same file under another suffix: a hard link, or a copy where there are none."""
         from nixa_tasks.kexec.local import clone
 
-        temporary = self.file(sha256, ".aside")
+        temporary = self.file(sha256, ".copy")
         clone(old, temporary, is_link_first=True)
         temporary.replace(new)
         for path in (old, new):  # linking changed the ctime of both
@@ -234,7 +235,7 @@ class Cache:
             if self._files(sha256):
                 with self.locked(sha256):
                     files = self._files(sha256)
-                    freed += _bytes(files)
+                    freed += _bytes(path for path in files if not path.name.endswith(".json"))
                     for path in files:
                         self._discard(path)
         return freed

@@ -9,7 +9,7 @@ from __future__ import annotations
 from urllib.parse import unquote, urlsplit
 
 SUFFIXES = (".tar.gz", ".tar.xz", ".tar.zst", ".tar.bz2", ".tgz", ".txz", ".tzst", ".tar")
-UNFINISHED = (".part", ".part.json", ".aside", ".aside.json", ".wrong", ".wrong.json", ".lock")
+UNFINISHED = (".part", ".part.json", ".aside", ".aside.json", ".copy", ".wrong", ".wrong.json", ".lock")
 
 
 def suffix_of(url: str) -> str:
