@@ -80,6 +80,27 @@ class Download:
                 source = part.source if part.kept else None
                 stack.close()
 
+    def run_unpinned(self) -> tuple[Path, str]:
+        """Whatever the source has now, in the cache under its own hash: the file, and that hash."""
+        with Wire(self.limits) as wire, contextlib.ExitStack() as stack:
+            part = Part(self._path(".part"))
+            stack.callback(part.close)
+            if part.kept and not part.origin.validator:
+                part.restart()  # nothing would tell that the kept bytes are of the same file
+            follower = Follower(part)
+            stack.callback(follower.stop)
+            try:
+                self._fill(wire, part)
+            except ContentChanged:
+                part.restart()
+                raise SourceError(
+                    f"{self.url}: changed while it was fetched", url=self.url, hint="try again"
+                ) from None
+            digest = follower.finish(part.prefix)
+            part.sync()
+            part.close()
+            return self._finish(part, digest), digest
+
     def _path(self, ending: str) -> Path:
         return self.cache.file(self.image.sha256, ending)
 
@@ -161,7 +182,7 @@ class Download:
         if digest == self.image.sha256:
             part.sync()
             part.close()
-            return self._finish(part)
+            return self._finish(part, digest)
         if self._may_be_cut(size):
             self.note(f"{self.url}: the answer told no length and may have been cut; asking for more")
             part.told(replace(part.origin, size=None))
@@ -193,10 +214,10 @@ class Download:
         self._unframed_end = size
         return True
 
-    def _finish(self, part: Part) -> Path:
+    def _finish(self, part: Part, digest: str) -> Path:
         origin = part.origin
         entry = Entry(url=self.url, etag=origin.etag, last_modified=origin.last_modified)
-        path = self.cache.adopt(part.path, self.image.sha256, suffix_of(self.image.url), entry)
+        path = self.cache.adopt(part.path, digest, suffix_of(self.image.url), entry)
         for ending in (".part.json", ".aside", ".aside.json", ".wrong", ".wrong.json"):
             self._path(ending).unlink(missing_ok=True)
         return path

@@ -65,6 +65,9 @@ def _from_sources(
 ) -> Path:
     from nixa_tasks.kexec.words import none_left
 
+    known = _from_wrong(image, cache, note)
+    if known is not None:
+        return known
     errors: list[SourceError] = []
     for url in dict.fromkeys((image.url, *image.mirrors)):
         if errors:
@@ -78,6 +81,24 @@ def _from_sources(
         except SourceError as error:
             errors.append(error)
     raise none_left(image.name, errors)
+
+
+def _from_wrong(image: UrlImage, cache: Cache, note: Note) -> Path | None:
+    """A file that was fetched for another pin, and was wrong for that, may be the one wanted now:
+    after `doit pin`, for one. Its hash decides."""
+    from nixa_tasks.kexec.hashing import hash_file
+    from nixa_tasks.state.stamps import read_json
+
+    for path in cache.folder.glob("*.wrong.json"):
+        value = read_json(path) or {}
+        file = path.with_suffix("")
+        if value.get("sha256") != image.sha256 or not file.is_file() or hash_file(file) != image.sha256:
+            continue
+        note("it was fetched before, for another pin: nothing is fetched")
+        path.unlink()
+        words = {key: str(value.get(key) or "") for key in ("url", "etag", "last_modified")}
+        return cache.adopt(file, image.sha256, suffix_of(image.url), Entry(**words))
+    return None
 
 
 def _from_file(url: str, image: UrlImage, cache: Cache, progress: Progress) -> Path:
