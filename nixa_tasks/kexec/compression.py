@@ -7,12 +7,11 @@ own reader does.
 from __future__ import annotations
 
 import gzip
-import io
 import lzma
 import zlib
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import BinaryIO
+from typing import BinaryIO, assert_never
 
 _BLOCK = 1 << 18
 
@@ -61,54 +60,45 @@ def of_bytes(head: bytes) -> Compression | None:
     return Compression.NONE if head[257:262] == b"ustar" else None
 
 
-class Content(io.RawIOBase):
-    """The decompressed content, read once from start to end; never more than `most` bytes of it.
-
-    Raises Damaged from `read`.
-    """
+class Content:
+    """The decompressed content, read once from start to end; never more than `most` bytes of it."""
 
     def __init__(self, file: BinaryIO, kind: Compression, most: int) -> None:
         self._pieces = _pieces(file, kind)
-        self._rest = memoryview(b"")
+        self._rest = b""
         self._most = most
         self.count = 0
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: object) -> int:
-        view = memoryview(buffer)  # type: ignore[arg-type]
-        while not self._rest:
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes; none at the end. Raises Damaged."""
+        if not self._rest:
             try:
-                self._rest = memoryview(next(self._pieces))
-            except StopIteration:
-                return 0
+                self._rest = next(self._pieces, b"")
             except EOFError as error:
                 raise Damaged("it ends too early") from error
             except (OSError, zlib.error, lzma.LZMAError, ValueError) as error:
                 raise Damaged(str(error)) from error
-        count = min(len(view), len(self._rest))
-        view[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        self.count += count
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        self.count += len(piece)
         if self.count > self._most:
             raise Damaged(f"it unpacks to more than {self._most >> 30} GiB")
-        return count
+        return piece
 
 
 def _pieces(file: BinaryIO, kind: Compression) -> Iterator[bytes]:
     match kind:
         case Compression.GZIP:
-            stream: BinaryIO = gzip.GzipFile(fileobj=file, mode="rb")
+            with gzip.GzipFile(fileobj=file, mode="rb") as stream:
+                yield from iter(lambda: stream.read(_BLOCK), b"")
         case Compression.XZ:
-            stream = lzma.LZMAFile(file)
+            with lzma.LZMAFile(file) as stream:
+                yield from iter(lambda: stream.read(_BLOCK), b"")
         case Compression.ZSTD:
             yield from _zstd(file)
-            return
         case Compression.NONE:
-            stream = file
-    while piece := stream.read(_BLOCK):
-        yield piece
+            yield from iter(lambda: file.read(_BLOCK), b"")
+        case _:
+            assert_never(kind)
 
 
 def _zstd(file: BinaryIO) -> Iterator[bytes]:

@@ -19,9 +19,10 @@ from nixa_tasks.kexec.errors import (
     RangesBroken,
     SourceError,
 )
+from nixa_tasks.kexec.follower import Follower
 from nixa_tasks.kexec.limits import Limits
 from nixa_tasks.kexec.names import suffix_of
-from nixa_tasks.kexec.part import Follower, Origin, Part
+from nixa_tasks.kexec.part import Origin, Part
 from nixa_tasks.kexec.request import plan
 from nixa_tasks.kexec.transfer import Transfer
 from nixa_tasks.kexec.wire import Wire

@@ -96,8 +96,9 @@ def _from_wrong(image: UrlImage, cache: Cache, note: Note) -> Path | None:
             continue
         note("it was fetched before, for another pin: nothing is fetched")
         path.unlink()
-        words = {key: str(value.get(key) or "") for key in ("url", "etag", "last_modified")}
-        return cache.adopt(file, image.sha256, suffix_of(image.url), Entry(**words))
+        url, etag, changed = (str(value.get(key) or "") for key in ("url", "etag", "last_modified"))
+        entry = Entry(url=url, etag=etag, last_modified=changed)
+        return cache.adopt(file, image.sha256, suffix_of(image.url), entry)
     return None
 
 
