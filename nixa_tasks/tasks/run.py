@@ -51,10 +51,14 @@ class Run:
         """The flake's content now; asked once a run. Raises NixaError."""
         with self._lock:
             if self._fingerprint is None:
-                from nixa_tasks.flake.fingerprint import fingerprint
-
-                self._fingerprint = fingerprint(self.manifest.fleet.flake, self.layout)
+                self._fingerprint = self._read_fingerprint()
             return self._fingerprint
+
+    def _read_fingerprint(self) -> Fingerprint:
+        from nixa_tasks.flake.fingerprint import fingerprint
+
+        fleet = self.manifest.fleet
+        return fingerprint(fleet.flake, self.layout, excluded=(fleet.cache,) if fleet.cache else ())
 
     @property
     def evaluation(self) -> Evaluation:
@@ -64,15 +68,16 @@ class Run:
                 wanted = {name: self.manifest.hosts[name].flake_attr for name in self.asked}
                 fleet = self.manifest.fleet
                 from nixa_tasks.flake.evaluate import Evaluation
-                from nixa_tasks.flake.fingerprint import fingerprint
 
                 self._evaluation = Evaluation(
                     self.layout,
                     self.fingerprint,
                     wanted,
                     workers=fleet.eval_workers,
+                    memory=fleet.eval_memory,
+                    note=lambda text: self.journal.note("", "evaluate", text),
                     step=lambda: self.journal.step("", "evaluate", f"{len(wanted)} hosts"),
-                    recheck=lambda: fingerprint(fleet.flake, self.layout),
+                    recheck=self._read_fingerprint,
                 )
             return self._evaluation
 

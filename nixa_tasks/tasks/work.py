@@ -68,7 +68,11 @@ def _built(work: Work, what: build.What) -> Path:
     if build.is_built(work.layout, name, work.output, what):
         return build.build(work.layout, name, work.output, what, sink=work.log)
     with _builds, work.journal.step(name, "build" if what == "toplevel" else "build disko"):
-        return build.build(work.layout, name, work.output, what, sink=work.log)
+        try:
+            return build.build(work.layout, name, work.output, what, sink=work.log)
+        except build.DerivationGone:
+            again = run.current().evaluation.again(name)
+            return build.build(work.layout, name, again, what, sink=work.log)
 
 
 def _image(work: Work) -> tuple[Image, Path, str]:
