@@ -96,16 +96,17 @@ def _run(folder: Path, command: Sequence[str], *options: str) -> Ran:
 def test_closures_files_owners_and_host_keys_arrive(tmp_path: Path, command: Sequence[str]) -> None:
     extra = tmp_path / "extra"
     (extra / "etc" / "ssh").mkdir(parents=True)
-    (extra / "srv").mkdir()
-    (extra / "srv" / "of user's").write_text("mine")
+    (extra / "of-nixa-tests").mkdir()
+    extra.chmod(0o700)
+    (extra / "of-nixa-tests" / "of user's").write_text("mine")
     (extra / "etc" / "ssh" / "ssh_host_ed25519_key").write_text("brought along")
     here = Path("/etc/ssh/ssh_host_rsa_key")
     key = tmp_path / "luks"
     key.write_text("secret")
     ran = _run(
         tmp_path, command, "-i", str(tmp_path / "id"), "--phases", "disko,install,reboot", "--copy-host-keys",
-        "--extra-files", str(extra), "--chown", "/srv", "7:8",
-        "--disk-encryption-keys", str(tmp_path / "over there" / "luks").replace(" ", "-"), str(key),
+        "--extra-files", str(extra), "--chown", "/of-nixa-tests", "7:8",
+        "--disk-encryption-keys", str(tmp_path / "over-there" / "luks"), str(key),
         "somebody@127.0.0.1",
     )  # fmt: skip
     assert ran.status == 0, ran.err
@@ -118,7 +119,7 @@ def test_closures_files_owners_and_host_keys_arrive(tmp_path: Path, command: Seq
     assert arguments == f"--no-root-passwd --no-channel-copy --system {system}\n"
     seen = (tmp_path / "mnt").read_text().splitlines()
     assert "0:0 755 d " in seen
-    assert "7:8 644 f srv/of user's" in seen
+    assert "7:8 644 f of-nixa-tests/of user's" in seen
     assert "0:0 777 d tmp" in seen
     assert any(line.endswith(f"f {system[1:]}/file") for line in seen)
     assert (tmp_path / "mnt-ssh" / "ssh_host_ed25519_key").read_text() == "brought along"
