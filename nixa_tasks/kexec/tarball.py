@@ -135,7 +135,8 @@ def inspect(path: Path, name: str | None = None) -> Summary:
 
 def _read(content: Content) -> _Seen:
     seen = _Seen()
-    with tarfile.open(fileobj=content, mode="r|", bufsize=1 << 18) as archive:
+    # tarfile only reads from a stream; its types ask for a writable one
+    with tarfile.open(fileobj=content, mode="r|", bufsize=1 << 18) as archive:  # type: ignore[call-overload]
         for member in archive:
             seen.count += 1
             if seen.count > MOST_MEMBERS:
