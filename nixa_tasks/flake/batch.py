@@ -93,7 +93,8 @@ class Batch:
         self._size = max(1, min(MOST_AT_ONCE, limits.memory // FIRST_MIB_PER_HOST))
         self._until = time.monotonic() + limits.seconds
         self._lock = threading.Lock()
-        self._is_sound: bool | None = None
+        self._is_sound = False
+        self._wide: NixaError | None = None
         self._explained: list[NixaError] = []
 
     def run(self) -> None:
@@ -114,6 +115,9 @@ class Batch:
 
     def _settle(self, attrs: tuple[str, ...]) -> None:
         """Give every attribute of `attrs` its result."""
+        if self._wide is not None:
+            self._done(dict.fromkeys(attrs, self._wide))
+            return
         try:
             found = self._ask(attrs)
         except Interrupted:
@@ -131,10 +135,11 @@ class Batch:
         if reason is Reason.MEMORY:
             with self._lock:
                 self._size = max(1, len(attrs) // 2)
-        if len(attrs) == 1 or reason in _WIDE or (wide := self._wide_error()) is not None:
-            shared = error if len(attrs) == 1 or reason in _WIDE else wide
-            assert shared is not None  # noqa: S101
-            self._done(dict.fromkeys(attrs, shared))
+        wide = error if reason in _WIDE else None if len(attrs) == 1 else self._wide_error()
+        if wide is not None:
+            self._wide = wide
+        if wide is not None or len(attrs) == 1:
+            self._done(dict.fromkeys(attrs, wide or error))
             return
         middle = len(attrs) // 2
         self._settle(attrs[:middle])
@@ -143,16 +148,15 @@ class Batch:
     def _wide_error(self) -> NixaError | None:
         """What is wrong with the flake before any host is looked at: asked once."""
         with self._lock:
-            if self._is_sound:
-                return None
-            try:
-                self._eval("builtins.attrNames", self._left(), None)
-            except Interrupted:
-                raise
-            except NixaError as error:
-                return error
-            self._is_sound = True
-            return None
+            if self._wide is None and not self._is_sound:
+                try:
+                    self._eval("builtins.attrNames", self._left(), None)
+                    self._is_sound = True
+                except Interrupted:
+                    raise
+                except NixaError as error:
+                    self._wide = error
+            return self._wide
 
     def _explain(self, attr: str) -> None:
         """A host that failed in a batch, by itself, for its own words; only the first few."""

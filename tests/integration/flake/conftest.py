@@ -24,7 +24,7 @@ sandbox = false
 sandbox-paths =
 """
 SHIM = """#!/bin/sh
-echo "$(basename "$0") $*" | tr '\\n' ' ' >> "{log}"; echo >> "{log}"
+printf '%s\\n' "$(echo "$(basename "$0") $*" | tr '\\n' ' ')" >> "{log}"
 exec "{real}" "$@"
 """
 FLAKE = """{{

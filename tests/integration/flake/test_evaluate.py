@@ -10,6 +10,7 @@ import pytest
 
 from nixa_tasks.errors import NixaError
 from nixa_tasks.flake.evaluate import Evaluation
+from nixa_tasks.flake.fingerprint import fingerprint
 from nixa_tasks.flake.output import Output, current, forget
 from nixa_tasks.nix_errors import NixFailed, Reason
 
@@ -97,14 +98,19 @@ def test_a_missing_host_is_told_the_nearest_name(project: Project) -> None:
     assert "did you mean `web1`" in (caught.value.hint or "")
 
 
-def test_a_broken_flake_is_not_evaluated_host_by_host(project: Project) -> None:
-    (project.root / "flake.nix").write_text("{ outputs = { self }: { nixosConfigurations = { ; }; }; }")
+@pytest.mark.parametrize(
+    ("hosts_are", "said"), [("{ ; }", "syntax error"), ('throw "nobody is well"', "nobody is well")]
+)
+def test_a_broken_flake_is_not_evaluated_host_by_host(project: Project, hosts_are: str, said: str) -> None:
+    text = f"{{ outputs = {{ self }}: {{ nixosConfigurations = {hosts_are}; }}; }}"
+    (project.root / "flake.nix").write_text(text)
     hosts = [f"h{number}" for number in range(20)]
     evaluation = project.evaluation(*hosts)
     for host in hosts:
         with pytest.raises(NixFailed) as caught:
             evaluation.of(host)
         assert caught.value.host == host
+        assert said in caught.value.what
     assert len(project.evaluations()) <= 2
 
 
@@ -169,10 +175,18 @@ def test_an_edit_while_the_flake_is_read_never_mixes(project: Project) -> None:
 def test_a_plain_flake_gives_the_same_output_whatever_nixa_writes_into_it(plain: Project) -> None:
     text = (plain.root / "flake.nix").read_text().replace("echo ", "echo ${self} ", 1)
     (plain.root / "flake.nix").write_text(text)
-    first = plain.evaluation("web1").of("web1")
+    cache = plain.root / "images"
+    cache.mkdir()
+
+    def output() -> Output:
+        seen = fingerprint(str(plain.root), plain.layout, excluded=(cache,))
+        return Evaluation(plain.layout, seen, {"web1": "web1"}).of("web1")
+
+    first = output()
     (plain.layout.state / "journal.jsonl").write_text("another run\n")
+    (cache / "image.tar.gz").write_text("fetched\n")
     forget(plain.layout, "web1")
-    assert plain.evaluation("web1").of("web1") == first
+    assert output() == first
     assert len(plain.evaluations()) == 2
 
 
