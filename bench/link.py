@@ -115,8 +115,7 @@ def _configure(namespace: str, device: str, own: str, peer: str) -> None:
     _ip("-n", namespace, "link", "set", "lo", "up")
     _ip("-n", namespace, "addr", "add", own, "peer", peer, "dev", device)
     _ip("-n", namespace, "link", "set", device, "mtu", str(_MTU), "txqueuelen", "1000", "up")
-    setting = "sysctl -qw net.ipv4.tcp_congestion_control=cubic net.ipv4.tcp_no_metrics_save=1"
-    _ip("netns", "exec", namespace, *setting.split())
+    _ip("netns", "exec", namespace, "sysctl", "-qw", "net.ipv4.tcp_no_metrics_save=1")
 
 
 @contextlib.contextmanager

@@ -44,9 +44,7 @@ def main(url: str, sha256: str, folder: str, seconds: str = "3600") -> None:
         print(error.render(), file=sys.stderr)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(
-        json.dumps(
-            {"seconds": time.monotonic() - begun, "bytes": done, "is_whole": is_whole, "peak": peak}
-        )
+        json.dumps({"seconds": time.monotonic() - begun, "bytes": done, "is_whole": is_whole, "peak": peak})
     )
 
 

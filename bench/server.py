@@ -1,7 +1,7 @@
 """A file server for the benchmarks: ranges, a strong ETag, sendfile, and a count of what it sent.
 
-`python -m bench.server FOLDER ADDRESS PORT [BYTES_A_SECOND]` prints its port, serves until its
-standard input ends, and prints one JSON line for each request as that ends.
+`python -m bench.server FOLDER ADDRESS PORT [BYTES_A_SECOND [CONGESTION_CONTROL]]` prints its port,
+serves until its standard input ends, and prints one JSON line for each request as that ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, override
+from typing import Any
 
 _BLOCK = 1 << 16
 
@@ -37,6 +37,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     folder = Path()
     rate: float = 0.0
+    congestion = ""
 
     def do_GET(self) -> None:
         self._answer(with_body=True)
@@ -72,6 +73,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, handle: int, start: int, end: int) -> int:
         at, began = start, time.monotonic()
+        if self.congestion:  # the sender's: what loss does depends on it, and machines differ in theirs
+            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, self.congestion.encode())
         if self.rate:  # little in flight, so that what was sent is what was received
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BLOCK)
         block = _BLOCK if self.rate else 1 << 24
@@ -87,14 +90,13 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         return at - start
 
-    @override
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # type: ignore[explicit-override]  # noqa: A002 - its name there; `override` is in 3.12
         """Said in JSON instead."""
 
 
-def main(folder: str, address: str, port: str, rate: str = "0") -> None:
+def main(folder: str, address: str, port: str, rate: str = "0", congestion: str = "") -> None:
     """Serve until the standard input ends."""
-    Handler.folder, Handler.rate = Path(folder), float(rate)
+    Handler.folder, Handler.rate, Handler.congestion = Path(folder), float(rate), congestion
     server = ThreadingHTTPServer((address, int(port)), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
