@@ -93,5 +93,5 @@ def _check_range(part: Part, asked: Plan, reply: Reply, url: str) -> None:
 
 def _check_size(part: Part, reply: Reply) -> None:
     known, told = part.origin.size, reply.origin.size
-    if part.kept and known is not None and told is not None and known != told:
+    if part.kept and told is not None and ((known is not None and known != told) or told < part.prefix):
         raise ContentChanged

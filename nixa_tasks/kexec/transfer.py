@@ -240,6 +240,12 @@ class Transfer:
             if lease.end is None or reply.status == 200:
                 lease.end = reply.origin.size
                 self._pool = []
+            if reply.start < self.part.prefix and origin != self.part.origin:
+                known = Lease(reply.start, self.part.prefix)
+                self._pour(worker, known, reply, buffer)  # only compared: nothing is believed before
+                lease.pos = known.pos
+                if self._stopped or worker.is_retired:
+                    return
             self.part.told(origin)
             self.told = Told(
                 url=reply.url,
@@ -270,7 +276,8 @@ class Transfer:
         while not self._stopped and not worker.is_retired:
             if lease.end is not None and lease.pos >= lease.end:
                 return
-            count = reply.read_into(buffer)
+            end = lease.end
+            count = reply.read_into(buffer if end is None else buffer[: max(1, end - lease.pos)])
             if count == 0:
                 if lease.end is None:
                     return
