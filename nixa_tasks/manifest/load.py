@@ -68,6 +68,13 @@ def load(path: Path, stamp: Path | None = None) -> Manifest:
     return manifest
 
 
+def is_found_valid(path: Path, stamp: Path) -> bool:
+    """Whether the stamp says so of the file as it is now: then `load` is quick. Raises ManifestError
+    where the file can't be read."""
+    path = Path(os.path.normpath(path.absolute()))
+    return _remembered(stamp, _mark(_read(path), path.parent)) is not None
+
+
 def _read(path: Path) -> bytes:
     """The file's bytes, at most as many as a manifest may have."""
     try:

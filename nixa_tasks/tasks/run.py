@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nixa_tasks import process
 from nixa_tasks.flake.evaluate import Evaluation, Output
 from nixa_tasks.flake.fingerprint import Fingerprint
-from nixa_tasks.manifest.load import load
+from nixa_tasks.manifest.load import is_found_valid, load
 from nixa_tasks.manifest.model import Manifest
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.layout import Layout
@@ -22,6 +24,7 @@ from nixa_tasks.state.stamps import read_json
 from nixa_tasks.target.reach import run_folder
 
 MANIFEST = "hosts.toml"
+_CHECK_SECONDS = 300.0
 
 
 @dataclass(slots=True)
@@ -99,10 +102,16 @@ _made: list[Run] = []
 
 @functools.cache
 def manifest() -> Manifest:
-    """The manifest in doit's working directory. Raises ManifestError."""
+    """The manifest in doit's working directory. Raises ManifestError.
+
+    A changed file is checked in a process of its own, once, so that not even then this one has to
+    import jsonschema; only where that finds fault, it is checked here, for its errors.
+    """
     path = Path.cwd() / MANIFEST
-    place = Layout(path.parent)
-    stamp = place.manifest_stamp if place.state.is_dir() else None
+    stamp = Layout(path.parent).manifest_stamp
+    if not is_found_valid(path, stamp):
+        argv = (sys.executable, "-m", "nixa_tasks.tasks.validate", str(path))
+        process.run(argv, deadline=_CHECK_SECONDS, check=False, what="the check of hosts.toml")
     return load(path, stamp)
 
 

@@ -1,0 +1,119 @@
+"""What a person sees of doit with nixa's tasks: exit statuses, what is made, what is imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.tasks.conftest import Doit
+
+HEAVY = ("httpx", "jsonschema", "rich", "tomlkit")
+
+
+@pytest.mark.parametrize("is_stamped", [False, True])
+def test_doit_list_imports_nothing_heavy(
+    doit: Doit, project: Path, environment: dict[str, str], is_stamped: bool
+) -> None:
+    if is_stamped:
+        doit("list")
+        assert (project / ".nixa/manifest.stamp").exists()
+    code = (
+        "import sys; sys.argv = ['doit', 'list']\n"
+        "from doit.doit_cmd import DoitMain\n"
+        "status = DoitMain().run(['list'])\n"
+        f"print('heavy:', [name for name in {HEAVY!r} if name in sys.modules], status)\n"
+    )
+    argv = (sys.executable, "-c", code)
+    done = subprocess.run(argv, cwd=project, env=environment, capture_output=True, text=True, check=True)
+    assert "heavy: [] 0" in done.stdout
+
+
+def test_a_bad_manifest_ends_every_command_before_anything_is_touched(doit: Doit, project: Path) -> None:
+    (project / "hosts.toml").write_text(
+        'version = 1\n[hosts.web1]\ntarget = "-oProxyCommand=x"\ntarkey = 1\n'
+    )
+    for command in (("list",), ("deploy",), ("deploy:web1",), (), ("kexec",), ("forget",)):
+        done = doit(*command)
+        assert done.returncode == 3, command
+        assert "hosts.toml:3:" in done.stderr
+        assert "hosts.toml:4:" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (project / ".nixa").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("deploy:wbe1",), "did you mean deploy:web1"),
+        (("deploy:x*",), "no host in hosts.toml matches"),
+        (("deploy", "--on", "@wbe"), "@web"),
+        (("deploy:web1", "--on", "@web"), "--on can't stand behind"),
+    ],
+)
+def test_a_mistake_on_the_command_line_has_status_3_and_a_way_on(
+    doit: Doit, words: tuple[str, ...], says: str
+) -> None:
+    done = doit(*words)
+    assert done.returncode == 3
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_host_that_can_not_be_reached_fails_with_status_1_and_a_reason(doit: Doit) -> None:
+    done = doit("deploy")
+    assert done.returncode == 1
+    assert done.stdout.count("the connection is refused") >= 2
+    assert "web1  failed" in done.stdout
+    assert "what to do:" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_an_unchanged_flake_is_not_evaluated_again(doit: Doit, project: Path) -> None:
+    assert "evaluate: done" in doit("evaluate").stdout
+    output = project / ".nixa/hosts/web1/output.json"
+    before = output.stat().st_mtime_ns
+    (project / "flake.nix").touch()
+    (project / "untracked").write_text("x")
+    assert "nothing to do" in doit("evaluate").stdout
+    (project / "hosts/web2.nix").write_text('"web2" # a comment\n')
+    assert "evaluate: done" in doit("evaluate").stdout
+    assert output.stat().st_mtime_ns == before
+
+
+def test_a_built_closure_is_rooted_and_built_once(doit: Doit, project: Path) -> None:
+    assert "web1: build: done" in doit("build:web1").stdout
+    wanted = json.loads((project / ".nixa/hosts/web1/output.json").read_text())["toplevel"]["out"]
+    assert str((project / ".nixa/gcroots/web1").readlink()) == wanted
+    assert "build: done" not in doit("build:web1").stdout
+
+
+def test_views_print_one_json_document_and_nothing_else(doit: Doit) -> None:
+    for command in ("plan", "status"):
+        done = doit(command, "--json")
+        assert done.returncode == 0
+        assert {row["host"] for row in json.loads(done.stdout)["hosts"]} == {"web1", "web2"}
+
+
+def test_doit_alone_plans_and_changes_nothing(doit: Doit) -> None:
+    done = doit()
+    assert done.returncode == 0
+    assert "action" in done.stdout
+    assert "web1" in done.stdout
+
+
+def test_reinstall_wants_the_hosts_name(doit: Doit) -> None:
+    for words in (("reinstall:web1",), ("reinstall:web1", "--yes-wipe", "web2")):
+        done = doit(*words)
+        assert done.returncode == 3
+        assert "reach" not in done.stdout
+
+
+def test_doits_own_commands_still_work(doit: Doit) -> None:
+    doit("evaluate:web1")
+    assert doit("info", "deploy:web1").returncode in (0, 1)
+    assert doit("forget", "evaluate:web1").returncode == 0
+    assert doit("-n", "2", "evaluate:web1").returncode == 0
