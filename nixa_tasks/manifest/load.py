@@ -71,8 +71,7 @@ def load(path: Path, stamp: Path | None = None) -> Manifest:
 def is_found_valid(path: Path, stamp: Path) -> bool:
     """Whether the stamp says so of the file as it is now: then `load` is quick. Raises ManifestError
     where the file can't be read."""
-    path = Path(os.path.normpath(path.absolute()))
-    return _remembered(stamp, _mark(_read(path), path.parent)) is not None
+    return _remembered(stamp, _mark(_read(path))) is not None
 
 
 def _read(path: Path) -> bytes:
