@@ -1,0 +1,311 @@
+"""A lab: machines, their network, an image behind a web server, and a flake for them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from nixa_tasks.lab import image, linux, manifest, network, requirements, toyflake
+from nixa_tasks.lab.errors import LabError
+from nixa_tasks.lab.machine import Machine
+from nixa_tasks.lab.paths import FILES, LabPaths, default_root, read_json, system, write_json
+
+_SECONDS = 60.0
+_DEFAULTS: dict[str, Any] = {
+    "boot_delay": 0.3, "kexec_delay": 1, "image_mb": image.DEFAULT_MB, "disk_mb": 2048,
+}  # fmt: skip
+_NIX_CONF = """\
+# For root without a daemon, offline: export NIX_USER_CONF_FILES={path}
+experimental-features = nix-command flakes
+build-users-group =
+sandbox = false
+sandbox-paths =
+substituters =
+flake-registry =
+"""
+
+
+class Lab:
+    """One folder with practice machines. `up` and `down` can be called from anywhere, any time;
+    used with `with`, the machines end with the block."""
+
+    def __init__(self, root: str | Path | None = None, **settings: Any) -> None:
+        """`settings`: boot_delay and kexec_delay (seconds), image_mb, disk_mb (MiB)."""
+        unknown = set(settings) - set(_DEFAULTS)
+        if unknown:
+            raise TypeError(f"unknown settings: {', '.join(sorted(unknown))}")
+        self.paths = LabPaths(Path(root if root is not None else default_root()).expanduser().absolute())
+        self._settings = {name: value for name, value in settings.items() if value is not None}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.down()
+
+    @property
+    def root(self) -> Path:
+        return self.paths.root
+
+    @property
+    def identity(self) -> Path:
+        """The private key that every machine lets in."""
+        return self.paths.identity
+
+    @property
+    def flake(self) -> Path:
+        return self.paths.flake
+
+    @property
+    def image(self) -> Path:
+        """The kexec tarball, as the web server serves it."""
+        return self.paths.image
+
+    @property
+    def image_url(self) -> str:
+        """On the bridge's address: this computer and the machines reach it alike."""
+        config = self._config()
+        return f"http://{network.bridge_address(config['subnet'])}:{config['port']}/{self.image.name}"
+
+    @property
+    def image_sha256(self) -> str:
+        return image.sri(self.image)
+
+    @property
+    def machines(self) -> dict[str, Machine]:
+        """By name, in the order in which they were made."""
+        config = read_json(self.paths.config)
+        return {
+            name: Machine(self.paths, name, index, network.machine_address(config["subnet"], index))
+            for name, index in sorted(config.get("machines", {}).items(), key=lambda item: int(item[1]))
+        }
+
+    def up(
+        self,
+        machines: int | Sequence[str],
+        *,
+        say: Callable[[str], None] = lambda _text: None,
+        write_manifest: bool = True,
+    ) -> None:
+        """See that so many machines (web1, web2, …), or those named, are up; more is never taken
+        away. Raises LabError."""
+        requirements.check()
+        names = [f"web{n}" for n in range(1, machines + 1)] if isinstance(machines, int) else list(machines)
+        _check_names(names)
+        os.environ["PATH"] = requirements.path() if "/usr/sbin" not in os.environ.get("PATH", "") else os.environ["PATH"]
+        with self._lock():
+            known = self._prepare(names)
+            started = self._start(known)
+            say(f"{len(started)} of {len(known)} machines to start")
+            self._publish(known)
+            for machine in self.machines.values():
+                if machine.name in started:
+                    machine.wait(lambda machine=machine: _has_booted(machine), "start")  # type: ignore[misc]
+            if write_manifest:
+                self._write_manifest()
+
+    def down(self) -> None:
+        """End everything that runs or is mounted; the files stay. Never fails for what is gone."""
+        if not self.root.exists():
+            return
+        with self._lock():
+            machines = [m for m in self.machines.values() if m.is_supervised]
+            for machine in machines:
+                machine.stop()
+            server = read_json(self.paths.www_state)
+            if server and linux.start_time(int(server["pid"])) == server["start"]:
+                os.kill(int(server["pid"]), signal.SIGKILL)
+                _await_end(int(server["pid"]), server["start"])
+            self.paths.www_state.unlink(missing_ok=True)
+            network.lower_bridge(self.paths.bridge, self.paths.id)
+
+    def hosts_toml(self, *, flake: str | None = None, **fleet: Any) -> str:
+        """A complete manifest. `fleet`: further keys of its table, such as `jobs=2`."""
+        stand_in = None if self._real_nixos_anywhere() else str(self.paths.bin / "nixos-anywhere")
+        return manifest.render(
+            hosts=[manifest.Host(m.name, m.address, m.host_key_public) for m in self.machines.values()],
+            image=manifest.Image(self.image_url, self.image_sha256),
+            identity=str(self.identity),
+            flake=flake or str(self.flake),
+            nix_conf=str(self.paths.nix_conf),
+            stand_in=stand_in,
+            fleet=fleet,
+        )
+
+    def requests(self) -> list[dict[str, Any]]:
+        """What the web server was asked: time, client, method, path, status, range, bytes."""
+        try:
+            return [json.loads(line) for line in self.paths.www_log.read_text().splitlines()]
+        except FileNotFoundError:
+            return []
+
+    def env(self) -> dict[str, str]:
+        """The environment for nix, doit and nixos-anywhere on these machines."""
+        path = requirements.path()
+        if not self._real_nixos_anywhere():
+            path = f"{self.paths.bin}:{path}"
+        return {**os.environ, "NIX_USER_CONF_FILES": str(self.paths.nix_conf), "PATH": path}
+
+    def _real_nixos_anywhere(self) -> bool:
+        found = shutil.which("nixos-anywhere")
+        return found is not None and Path(found).parent != self.paths.bin
+
+    def _config(self) -> dict[str, Any]:
+        config = read_json(self.paths.config)
+        if not config:
+            raise LabError(f"there is no lab in {self.root}", hint="python -m nixa_tasks.lab up 3")
+        return config
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _prepare(self, names: list[str]) -> dict[str, int]:
+        """Files, keys and the network; returns all machines with their indices."""
+        config = {**_DEFAULTS, **read_json(self.paths.config), **self._settings}
+        known: dict[str, int] = config.get("machines", {})
+        for name in names:
+            if name not in known:
+                known[name] = next(n for n in range(network.MAX_MACHINES) if n not in known.values())
+        config["machines"] = known
+        write_json(self.paths.config, config)  # before anything exists that `down` must find
+        config["subnet"] = network.raise_bridge(self.paths.bridge, config.get("subnet"))
+        write_json(self.paths.config, config)
+        self._write_files(config)
+        for name in known:
+            folder = self.paths.machine(name)
+            folder.host_key.parent.mkdir(parents=True, exist_ok=True)
+            _key(folder.host_key, f"root@{name}")
+            (folder.root / "kexec-delay").write_text(f"{config['kexec_delay']}\n")
+        self._serve(config)
+        return known
+
+    def _write_files(self, config: dict[str, Any]) -> None:
+        paths = self.paths
+        for folder in (paths.www, paths.bin, paths.machines, paths.firmware):
+            folder.mkdir(exist_ok=True)
+        _key(paths.identity, "nixa-lab")
+        paths.nix_conf.write_text(_NIX_CONF.format(path=paths.nix_conf))
+        busybox = requirements.busybox()
+        assert busybox is not None  # noqa: S101  checked by requirements
+        if not (paths.firmware / "busybox.real").exists():
+            shutil.copyfile(busybox, paths.firmware / "busybox.real")
+        for program in (FILES / "firmware").iterdir():
+            target = paths.firmware / program.name
+            if not target.exists() or target.read_bytes() != program.read_bytes():
+                target.unlink(missing_ok=True)
+                target.write_bytes(program.read_bytes())
+        for program in paths.firmware.iterdir():
+            program.chmod(0o755)
+        wrapper = paths.bin / "nixos-anywhere"
+        wrapper.write_text(
+            "#!/bin/sh\n# The lab's stand-in for nixos-anywhere: for practice machines only.\n"
+            f"PYTHONPATH={_quoted(str(Path(__file__).parents[2]))}${{PYTHONPATH:+:$PYTHONPATH}} "
+            f'exec {_quoted(sys.executable)} -m nixa_tasks.lab.nixos_anywhere "$@"\n'
+        )
+        wrapper.chmod(0o755)
+        made = {"megabytes": config["image_mb"], "system": system(), "run": (FILES / "run.sh").stat().st_mtime_ns}
+        note = paths.root / "image.json"
+        if not paths.image.exists() or read_json(note) != made:
+            image.write(paths.image, system=system(), megabytes=int(config["image_mb"]))
+            write_json(note, made)
+
+    def _serve(self, config: dict[str, Any]) -> None:
+        """Start the web server if it does not run, at the port it had before if that is free."""
+        server = read_json(self.paths.www_state)
+        if server and linux.start_time(int(server["pid"])) == server["start"]:
+            return
+        self.paths.www_state.unlink(missing_ok=True)
+        with (self.root / "www.stderr").open("w") as log:
+            process = subprocess.Popen(
+                (sys.executable, "-m", "nixa_tasks.lab.www", str(self.root)),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=_python_env(),
+            )  # fmt: skip
+        until = time.monotonic() + _SECONDS
+        while not (server := read_json(self.paths.www_state)):
+            if process.poll() is not None or time.monotonic() > until:
+                raise LabError(
+                    "the lab's web server did not start",
+                    tail=tuple((self.root / "www.stderr").read_text().splitlines()[-5:]),
+                )
+            time.sleep(0.01)
+        process.returncode = 0  # it is a daemon: nobody waits for it
+        config["port"] = server["port"]
+        write_json(self.paths.config, config)
+
+    def _start(self, known: dict[str, int]) -> set[str]:
+        """Supervisors for the machines that have none."""
+        missing = {name for name, machine in self.machines.items() if not machine.is_supervised}
+        for name in missing:
+            self.paths.machine(name).state.unlink(missing_ok=True) if False else None
+        if missing:
+            arguments = [text for name in missing for text in (name, str(known[name]))]
+            subprocess.run(
+                (sys.executable, "-m", "nixa_tasks.lab.supervisor", str(self.root), *arguments),
+                stdin=subprocess.DEVNULL, timeout=_SECONDS, check=True, env=_python_env(),
+            )  # fmt: skip
+        return missing
+
+    def _publish(self, known: dict[str, int]) -> None:
+        busybox = requirements.busybox()
+        assert busybox is not None  # noqa: S101
+        toyflake.write(self.paths, known, busybox)
+
+    def _write_manifest(self) -> None:
+        (self.flake / "hosts.toml").write_text(self.hosts_toml(flake="."))
+        toyflake.commit(self.paths, "The lab's machines")
+
+
+def _has_booted(machine: Machine) -> bool:
+    return machine.is_supervised and (machine.is_up or machine.state.get("stage") in {"dark", "off"})
+
+
+def _check_names(names: list[str]) -> None:
+    if not 1 <= len(names) <= network.MAX_MACHINES:
+        raise LabError(f"a lab has 1 to {network.MAX_MACHINES} machines, not {len(names)}")
+    for name in names:
+        if not name.isascii() or not name.replace("-", "").isalnum() or name.startswith("-") or len(name) > 63:
+            raise LabError(f"{name!r} can't be a machine's name: letters, digits and - only")
+
+
+def _key(path: Path, comment: str) -> None:
+    if not path.exists():
+        subprocess.run(
+            ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)),
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=True,
+        )  # fmt: skip
+
+
+def _await_end(pid: int, start: str) -> None:
+    until = time.monotonic() + 5
+    while linux.start_time(pid) == start and time.monotonic() < until:
+        time.sleep(0.005)
+
+
+def _python_env() -> dict[str, str]:
+    """So that a child finds this very package, wherever it lies."""
+    path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
