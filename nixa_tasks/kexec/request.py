@@ -17,7 +17,7 @@ Room = Callable[[Part, int | None], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """From which byte on. `validator`: for `If-Range`, so that a changed file comes whole. Without
+    """From which byte on, and to which (None: to the end). `validator`: for `If-Range`, so that a changed file comes whole. Without
     one the range begins `OVERLAP` bytes early, and these are compared. `unless`: an ETag of a file
     that is known to be wrong."""
 
@@ -25,19 +25,21 @@ class Plan:
     is_ranged: bool = False
     validator: str = ""
     unless: str = ""
+    end: int | None = None
 
 
 def plan(part: Part, url: str, *, serves_ranges: bool, unless: str) -> Plan:
     """The request that goes on where the part ends."""
     missing = part.missing() if part.origin.size is not None else []
     first = missing[0][0] if missing else part.prefix
+    end = missing[0][1] if len(missing) > 1 else None
     if not part.kept:
         return Plan(unless=unless)
     if not serves_ranges:
         return Plan()
     if part.origin.url == url and part.origin.validator:
-        return Plan(first, True, part.origin.validator)
-    return Plan(max(0, first - OVERLAP), True)
+        return Plan(first, True, part.origin.validator, end=end)
+    return Plan(max(0, first - OVERLAP), True, end=end)
 
 
 def range_headers(start: int, end: int | None, validator: str) -> dict[str, str]:
@@ -53,7 +55,7 @@ def first_reply(wire: Wire, url: str, part: Part, asked: Plan) -> Iterator[Reply
     Raises ContentChanged (another file than the kept bytes are of), RangesBroken (ask for all of
     it), NotModified, SourceError.
     """
-    headers = range_headers(asked.start, None, asked.validator) if asked.is_ranged else {}
+    headers = range_headers(asked.start, asked.end, asked.validator) if asked.is_ranged else {}
     if asked.unless:
         headers["If-None-Match"] = asked.unless
     with wire.get(url, headers) as reply:
@@ -73,8 +75,8 @@ def first_reply(wire: Wire, url: str, part: Part, asked: Plan) -> Iterator[Reply
             _check_range(part, asked, reply, url)
             yield reply
             return
-    without = Plan(max(0, asked.start - OVERLAP), True)
-    with wire.get(url, range_headers(without.start, None, "")) as reply:
+    without = Plan(max(0, asked.start - OVERLAP), True, end=asked.end)
+    with wire.get(url, range_headers(without.start, without.end, "")) as reply:
         _check_range(part, without, reply, url)
         yield reply
 

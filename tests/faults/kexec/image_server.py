@@ -81,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: ImageServer
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+    def log_message(self, *args: object) -> None:  # type: ignore[explicit-override] # not in 3.11
         pass
 
     def do_HEAD(self) -> None:
@@ -209,7 +209,7 @@ class ImageServer(ThreadingHTTPServer):
         if tls is not None:
             self.socket = tls.wrap_socket(self.socket, server_side=True)
 
-    def handle_error(self, request: object, client_address: object) -> None:
+    def handle_error(self, *args: object) -> None:  # type: ignore[explicit-override] # not in 3.11
         pass
 
     @property

@@ -11,13 +11,14 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from image_server import QUICK, Try, content, image_of, serving, sha256
 
 from nixa_tasks.kexec.cache import Cache
 from nixa_tasks.kexec.fetch import FetchError, WrongFile
 from nixa_tasks.kexec.part import Part
 from nixa_tasks.manifest.digest import to_sri
 from nixa_tasks.manifest.model import UrlImage
+
+from .image_server import QUICK, Try, content, image_of, serving, sha256
 
 BODY = content()
 

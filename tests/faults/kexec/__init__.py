@@ -1,0 +1,1 @@
+"""Faults of servers, disks and processes, while images are fetched."""
