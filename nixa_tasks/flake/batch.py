@@ -198,7 +198,7 @@ class Batch:
             ) from error
 
     def _eval(self, apply: str, seconds: float, stats: Path | None) -> str:
-        # Without its cache Nix says what is wrong at a second try too, and workers don't wait for it.
+        # With --apply nothing comes from Nix's evaluation cache, so its database need not be opened.
         argv = nix.command(
             "eval", "--json", "--no-update-lock-file", "--option", "eval-cache", "false",
             f"{self._reference}#nixosConfigurations", "--apply", apply,

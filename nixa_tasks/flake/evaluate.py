@@ -14,7 +14,7 @@ from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.flake.batch import Batch, Limits, Result
 from nixa_tasks.flake.fingerprint import Fingerprint
 from nixa_tasks.flake.freeze import freeze
-from nixa_tasks.flake.output import Output, current, record
+from nixa_tasks.flake.output import Output, current, current_of, record
 from nixa_tasks.process import Sink
 from nixa_tasks.state.layout import Layout
 
@@ -74,11 +74,7 @@ class Evaluation:
         return _unpacked(host, found[host])
 
     def _all(self) -> dict[str, Result]:
-        results: dict[str, Result] = {}
-        for host, attr in self._wanted.items():
-            found = current(self._layout, self.fingerprint, host, attr)
-            if found is not None:
-                results[host] = found
+        results: dict[str, Result] = dict(current_of(self._layout, self.fingerprint, self._wanted))
         stale = {host: attr for host, attr in self._wanted.items() if host not in results}
         if not stale:
             return results

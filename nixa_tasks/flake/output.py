@@ -70,10 +70,16 @@ def remembered(layout: Layout, host: str) -> Output | None:
 
 def current(layout: Layout, fingerprint: Fingerprint, host: str, attr: str) -> Output | None:
     """The host's output, if it was evaluated at this very content; else None."""
-    if _evaluated(layout, fingerprint).get(host) != attr:
-        return None
-    output = remembered(layout, host)
-    return output if output is not None and output.attr == attr else None
+    return current_of(layout, fingerprint, {host: attr}).get(host)
+
+
+def current_of(layout: Layout, fingerprint: Fingerprint, wanted: Mapping[str, str]) -> dict[str, Output]:
+    """The outputs of those hosts of `wanted` (each with its attribute) that are current."""
+    evaluated = _evaluated(layout, fingerprint)
+    known = {host: remembered(layout, host) for host, attr in wanted.items() if evaluated.get(host) == attr}
+    return {
+        host: output for host, output in known.items() if output is not None and output.attr == wanted[host]
+    }
 
 
 def record(layout: Layout, fingerprint: Fingerprint, reference: str, outputs: Mapping[str, Output]) -> None:
