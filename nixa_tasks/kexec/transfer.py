@@ -244,7 +244,7 @@ class Transfer:
                 known = Lease(reply.start, self.part.prefix)
                 self._pour(worker, known, reply, buffer)  # only compared: nothing is believed before
                 lease.pos = known.pos
-                if self._stopped or worker.is_retired:
+                if known.left:  # stopped on the way
                     return
             self.part.told(origin)
             self.told = Told(

@@ -162,7 +162,7 @@ def test_a_full_file_system_keeps_what_came_and_goes_on_with_room(tmp_path: Path
             attempt = Try(Cache(folder))
             server.do.tells_length = False  # so that it is only noticed on the way
             image = image_of(server, BODY)
-            with pytest.raises(FetchError, match="disk is full|free"):
+            with pytest.raises(FetchError, match=r"disk is full|free"):
                 attempt.fetch(image)
             assert attempt.finished() == []
             kept = attempt.cache.file(image.sha256, ".part").stat().st_size
