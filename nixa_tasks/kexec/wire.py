@@ -199,11 +199,15 @@ class Wire:
 
 
 def _refuse_downgrade(response: httpx.Response) -> None:
-    following = response.next_request
-    if following is not None and response.request.url.scheme == "https" and following.url.scheme != "https":
+    """Called for every answer on the way, before it is followed."""
+    if not response.has_redirect_location:
+        return
+    here = response.request.url
+    there = here.join(response.headers["location"])
+    if here.scheme == "https" and there.scheme != "https":
         raise SourceError(
-            f"{response.request.url}: redirects to {following.url.scheme}:, which is not followed from https",
-            url=str(response.request.url),
+            f"{here}: redirects to {there.scheme}:, which is not followed from https",
+            url=str(here),
             hint="pin a URL that stays on https, or write the http one yourself: the hash decides",
         )
 
