@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import string
 import tempfile
@@ -117,7 +118,7 @@ def test_spans_and_gaps_are_each_others_rest(pieces: list[tuple[int, int]], size
         spans = add(spans, piece)
     here = {at for start, end in pieces for at in range(start, end)}
     assert {at for start, end in spans for at in range(start, end)} == here
-    assert all(left[1] < right[0] for left, right in zip(spans, spans[1:], strict=False))
+    assert all(left[1] < right[0] for left, right in itertools.pairwise(spans))
     missing = {at for start, end in gaps(spans, size) for at in range(start, end)}
     assert missing == set(range(size)) - here
 
