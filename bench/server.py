@@ -69,7 +69,10 @@ class Handler(BaseHTTPRequestHandler):
             with path.open("rb") as file:
                 sent = self._send(file.fileno(), start, end)
         finally:
-            print(json.dumps(asdict(Served(self.path, start, sent))), flush=True)
+            sys.stdout.write(
+                json.dumps(asdict(Served(self.path, start, sent))) + "\n"
+            )  # whole, from any thread
+            sys.stdout.flush()
 
     def _send(self, handle: int, start: int, end: int) -> int:
         at, began = start, time.monotonic()
