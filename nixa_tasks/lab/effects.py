@@ -19,7 +19,7 @@ _FILLER = ".full"
 
 def enter(pid: int) -> tuple[str, ...]:
     """The command line that runs a command inside of the machine whose pid 1 this is."""
-    return ("nsenter", f"--target={pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd=/")
+    return ("nsenter", f"--target={pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd")
 
 
 class Effects:

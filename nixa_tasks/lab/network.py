@@ -57,6 +57,8 @@ def raise_bridge(name: str, wanted: str | None) -> str:
             return str(ipaddress.IPv4Interface(found[0]).network)
         batch(f"link del {name}\n")
     batch(f"link add {name} type bridge\nlink set {name} up\n")
+    with contextlib.suppress(OSError):  # a /proc/sys that can't be written: slower to notice, no more
+        Path(f"/proc/sys/net/ipv4/neigh/{name}/retrans_time_ms").write_text("100")
     candidates = ([wanted] if wanted else []) + [str(_random_subnet()) for _ in range(50)]
     for subnet in candidates:
         network = ipaddress.IPv4Network(subnet)
@@ -85,6 +87,7 @@ def plug(link: str, bridge: str, pid: int, address: str) -> None:
         f"link add {link} type veth peer name eth0 netns {pid} address {mac(address)}\n"
         f"link set {link} master {bridge} up\n"
     )
+    set_known(bridge, address, known=True)
     for attempt in range(100):
         unplug(link)
         try:
@@ -93,6 +96,13 @@ def plug(link: str, bridge: str, pid: int, address: str) -> None:
             if attempt == 99:
                 raise
             time.sleep(0.02)
+
+
+def set_known(bridge: str, address: str, *, known: bool) -> None:
+    """Whether this computer goes on sending to a machine that is silent, so that a connection to it
+    is left without any answer; or asks where it is, and finds out quickly that it is nowhere."""
+    how = f"replace {address} lladdr {mac(address)} nud permanent" if known else f"del {address}"
+    batch(f"neigh {how} dev {bridge}\n", force=True)
 
 
 def unplug(link: str) -> None:

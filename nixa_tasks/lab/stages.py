@@ -19,6 +19,7 @@ from nixa_tasks.lab.root import ADMIN, Content, Root, users
 from nixa_tasks.lab.sequence import Stage
 
 _KEY = "ssh_host_ed25519_key"
+_NOT_HERE = (".dockerenv",)  # nothing that would make a machine look like a container
 _NO_NIX = ("usr/bin", "usr/local/bin", "usr/sbin")
 _INSTALLER_SYSTEM = "nix/store/00000000000000000000000000000000-nixos-system-nixos-installer-lab"
 _INSTALLER_TOOLS = ("nixos-install", "nixos-generate-config", "nixos-facter")
@@ -65,7 +66,7 @@ def prepare(
     """The boot of `stage`, its files written. Raises BrokenInitrd for an image that does not boot."""
     match stage:
         case Stage.INSTALLER:
-            files, addresses, hidden = _installer(machine, faults)
+            files, addresses, hidden = *_installer(machine, faults), ()
         case Stage.INSTALLED:
             files, addresses, hidden = _installed(machine.name, layer / "@root"), [f"{machine.address}/24"], ()
         case _:
@@ -80,7 +81,7 @@ def prepare(
     target = machine.paths.root / "root"
     target.mkdir(exist_ok=True)
     (machine.paths.root / "fw").mkdir(exist_ok=True)
-    root = Root(target, layer, machine.paths.root, machine.lab.firmware, files, hidden, disk)
+    root = Root(target, layer, machine.paths.root, machine.lab.firmware, files, (*hidden, *_NOT_HERE), disk)
     hostname = "nixos-installer" if stage is Stage.INSTALLER else machine.name
     return Boot(stage, hostname, root, boot_id, machine.paths.console, batch)
 
@@ -128,7 +129,7 @@ def _hidden_nix() -> tuple[str, ...]:
 
 def _installer(
     machine: Machine, faults: Mapping[str, str]
-) -> tuple[dict[str, Content], list[str], tuple[str, ...]]:
+) -> tuple[dict[str, Content], list[str]]:
     """What the loaded kernel and initrd make of the machine."""
     loaded = machine.paths.loaded
     try:
@@ -158,7 +159,7 @@ def _installer(
             files[f"root/network/{name}"] = Content(data)
         elif path == "machine-id":
             files["etc/machine-id"] = Content(data, 0o444)
-    return files, _travelled(given.get("addrs.json", b"[]"), network.mac(machine.address)), ()
+    return files, _travelled(given.get("addrs.json", b"[]"), network.mac(machine.address))
 
 
 def _travelled(addrs: bytes, mac: str) -> list[str]:

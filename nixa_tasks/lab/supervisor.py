@@ -92,6 +92,7 @@ class Supervisor:
         stage = next_stage(end, faults=frozenset(set_faults), is_bootable=self.disk.is_bootable())
         self.is_up, self.init, self.stage = False, None, stage
         if stage in {Stage.DARK, Stage.OFF}:
+            network.set_known(self.lab.bridge, self.address, known=True)
             self._write_state()
             return
         layer = self.old
@@ -107,6 +108,7 @@ class Supervisor:
         except BrokenInitrd as error:
             self._console(f"the kernel panics: {error}")
             self._release()
+            network.set_known(self.lab.bridge, self.address, known=True)
             self.stage = Stage.DARK
             self._write_state()
             return
@@ -154,6 +156,8 @@ class Supervisor:
             self.paths.next.unlink()
             end = End.KEXEC if end is End.REBOOT else end
         self._forget(running)
+        if "silent" not in faults.active(self.paths.faults):
+            network.set_known(self.lab.bridge, self.address, known=False)
         self._console(f"ended: {end}")
         if end is End.CRASH and not was_up:
             self.stage = Stage.DARK  # booting again would end in the same way, for ever
