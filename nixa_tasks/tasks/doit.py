@@ -123,11 +123,16 @@ class Reporter:
         self._runtime_errors: list[str] = []
         self._started = time.monotonic()
         self._silent = False
+        self._wanted: set[str] = set()
 
     def initialize(self, tasks: dict[str, Any], selected_tasks: list[str]) -> None:
         """Called before anything runs: from here on signals end the whole run in order."""
         from nixa_tasks.tasks import run
 
+        self._wanted = {
+            name for chosen in selected_tasks for name in (chosen, *tasks[chosen].task_dep)
+            if name == chosen or tasks[chosen].has_subtask
+        }  # fmt: skip
         self._silent = all(tasks[name].meta and tasks[name].meta.get("view") for name in selected_tasks)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _stop)
@@ -153,7 +158,7 @@ class Reporter:
     def teardown_task(self, task: Any) -> None: ...
 
     def skip_uptodate(self, task: Any) -> None:
-        if task.meta and task.meta.get("work"):
+        if task.meta and task.meta.get("work") and task.name in self._wanted:
             outcome.unchanged.append(task.name)
 
     def add_failure(self, task: Any, fail: Any) -> None:

@@ -155,9 +155,11 @@ def _gc(dry_run: bool) -> None:
     lines = [f"{one.path}: {size(one.size)} {word}" for one in removed]
     now = run.current()
     names = {name for host in now.manifest.hosts for name in (host, f"{host}-disko")}
+    superseded = {f"{host}-previous" for host in now.manifest.hosts}
     for root in sorted(now.layout.gcroots.glob("*")) if now.layout.gcroots.is_dir() else []:
         if root.is_symlink() and root.name not in names and not root.name.startswith("kexec-"):
-            lines.append(f"{root}: GC root of a host that hosts.toml no longer has, {word}")
+            why = "a superseded system" if root.name in superseded else "a host that hosts.toml no longer has"
+            lines.append(f"{root}: GC root of {why}, {word}")
             if not dry_run:
                 root.unlink()
     lines.append(f"{size(sum(one.size for one in removed))} {word}")
