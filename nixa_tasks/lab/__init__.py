@@ -1,8 +1,8 @@
 """Practice machines on this computer: what the quick start and the tests run on.
 
-    with Lab("/tmp/lab") as lab:
-        lab.up(3)
-        print(lab.hosts_toml())
+with Lab("/tmp/lab") as lab:
+    lab.up(3)
+    print(lab.hosts_toml())
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from nixa_tasks.lab import Lab, LabError, Machine
 from nixa_tasks.lab.faults import FAULTS
@@ -34,7 +35,11 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("name", "fault"):
         fault.add_argument(name)
     fault.add_argument("value", nargs="?")
-    for command, text in (("clear", "take a machine's faults back"), ("power", "cycle its power"), ("log", "its console and sshd")):
+    for command, text in (
+        ("clear", "take a machine's faults back"),
+        ("power", "cycle its power"),
+        ("log", "its console and sshd"),
+    ):
         commands.add_parser(command, help=text).add_argument("name")
     run = commands.add_parser("exec", help="run a command in a machine: exec NAME -- CMD…")
     run.add_argument("name")
@@ -53,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    settings = {name: getattr(options, name, None) for name in ("image_mb", "disk_mb", "boot_delay", "kexec_delay")}
+    settings = {
+        name: getattr(options, name, None) for name in ("image_mb", "disk_mb", "boot_delay", "kexec_delay")
+    }
     lab = Lab(options.dir, **settings)
     match options.command:
         case "up":
@@ -95,7 +102,7 @@ def _up(lab: Lab, options: argparse.Namespace) -> int:
 
 
 def _status(lab: Lab, *, as_json: bool) -> int:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": m.name,
             "address": m.address,
@@ -114,7 +121,9 @@ def _status(lab: Lab, *, as_json: bool) -> int:
         return 0
     for row in rows:
         set_faults = " ".join(f"{name}{':' if value else ''}{value}" for name, value in row["faults"].items())
-        print(f"{row['name']:12} {row['address']:15} {row['stage']:10} boots {row['boots']:<3} {set_faults}".rstrip())
+        print(
+            f"{row['name']:12} {row['address']:15} {row['stage']:10} boots {row['boots']:<3} {set_faults}".rstrip()
+        )
     if not rows:
         print(f"no machines in {lab.root}", file=sys.stderr)
     return 0

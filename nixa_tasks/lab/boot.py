@@ -22,6 +22,7 @@ from nixa_tasks.lab.root import Root
 from nixa_tasks.lab.sequence import End, Stage
 
 _REBOOTED, _POWERED_OFF, _CRASHED = 10, 11, 12
+_SIGNALS: dict[int, int] = {signal.SIGHUP: _REBOOTED, signal.SIGINT: _POWERED_OFF}
 _NAMESPACES = linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NIXOS_PATH = f"/run/wrappers/bin:/root/.nix-profile/bin:/nix/var/nix/profiles/default/bin:/run/current-system/sw/bin:{_PATH}"
@@ -103,7 +104,7 @@ def _stage(boot: Boot, events: int, go: int) -> int:
     os.close(events)
     _, status = os.waitpid(init, 0)
     if os.WIFSIGNALED(status):  # how the kernel tells what reboot(2) was asked for in there
-        return {signal.SIGHUP: _REBOOTED, signal.SIGINT: _POWERED_OFF}.get(os.WTERMSIG(status), _CRASHED)
+        return _SIGNALS.get(os.WTERMSIG(status), _CRASHED)
     return _CRASHED
 
 
@@ -147,8 +148,8 @@ def _tell(events: int, what: dict[str, Any]) -> None:
 
 def _close_all_but(*kept: int) -> None:
     sys.stdout.flush()
-    for name in os.listdir("/proc/self/fd"):
-        descriptor = int(name)
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        descriptor = int(entry.name)
         if descriptor > 2 and descriptor not in kept:
             with contextlib.suppress(OSError):
                 os.close(descriptor)

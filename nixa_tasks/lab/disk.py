@@ -79,7 +79,7 @@ def system_of(base: Path) -> str | None:
     for _ in range(4):
         if not link.is_symlink():
             return None
-        target = os.readlink(link)
+        target = str(link.readlink())
         if target.startswith("/nix/store/"):
             return target if (base / target[1:] / "init").exists() else None
         link = base / target[1:] if target.startswith("/") else link.parent / target

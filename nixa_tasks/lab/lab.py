@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,24 +15,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from nixa_tasks.lab import image, linux, manifest, network, requirements, toyflake
+from nixa_tasks.lab import image, linux, manifest, network, provision, requirements, toyflake
 from nixa_tasks.lab.errors import LabError
 from nixa_tasks.lab.machine import Machine
-from nixa_tasks.lab.paths import FILES, LabPaths, default_root, read_json, system, write_json
+from nixa_tasks.lab.paths import LabPaths, default_root, read_json, write_json
 
 _SECONDS = 60.0
 _DEFAULTS: dict[str, Any] = {
     "boot_delay": 0.3, "kexec_delay": 1, "image_mb": image.DEFAULT_MB, "disk_mb": 2048,
 }  # fmt: skip
-_NIX_CONF = """\
-# For root without a daemon, offline: export NIX_USER_CONF_FILES={path}
-experimental-features = nix-command flakes
-build-users-group =
-sandbox = false
-sandbox-paths =
-substituters =
-flake-registry =
-"""
 
 
 class Lab:
@@ -105,7 +95,6 @@ class Lab:
         requirements.check()
         names = [f"web{n}" for n in range(1, machines + 1)] if isinstance(machines, int) else list(machines)
         _check_names(names)
-        os.environ["PATH"] = requirements.path() if "/usr/sbin" not in os.environ.get("PATH", "") else os.environ["PATH"]
         with self._lock():
             known = self._prepare(names)
             started = self._start(known)
@@ -134,7 +123,7 @@ class Lab:
 
     def hosts_toml(self, *, flake: str | None = None, **fleet: Any) -> str:
         """A complete manifest. `fleet`: further keys of its table, such as `jobs=2`."""
-        stand_in = None if self._real_nixos_anywhere() else str(self.paths.bin / "nixos-anywhere")
+        stand_in = None if provision.real_nixos_anywhere() else str(self.paths.bin / "nixos-anywhere")
         return manifest.render(
             hosts=[manifest.Host(m.name, m.address, m.host_key_public) for m in self.machines.values()],
             image=manifest.Image(self.image_url, self.image_sha256),
@@ -155,13 +144,9 @@ class Lab:
     def env(self) -> dict[str, str]:
         """The environment for nix, doit and nixos-anywhere on these machines."""
         path = requirements.path()
-        if not self._real_nixos_anywhere():
+        if provision.real_nixos_anywhere() is None:
             path = f"{self.paths.bin}:{path}"
         return {**os.environ, "NIX_USER_CONF_FILES": str(self.paths.nix_conf), "PATH": path}
-
-    def _real_nixos_anywhere(self) -> bool:
-        found = shutil.which("nixos-anywhere")
-        return found is not None and Path(found).parent != self.paths.bin
 
     def _config(self) -> dict[str, Any]:
         config = read_json(self.paths.config)
@@ -190,44 +175,14 @@ class Lab:
         write_json(self.paths.config, config)  # before anything exists that `down` must find
         config["subnet"] = network.raise_bridge(self.paths.bridge, config.get("subnet"))
         write_json(self.paths.config, config)
-        self._write_files(config)
+        provision.write(self.paths, config)
         for name in known:
             folder = self.paths.machine(name)
             folder.host_key.parent.mkdir(parents=True, exist_ok=True)
-            _key(folder.host_key, f"root@{name}")
+            provision.key(folder.host_key, f"root@{name}")
             (folder.root / "kexec-delay").write_text(f"{config['kexec_delay']}\n")
         self._serve(config)
         return known
-
-    def _write_files(self, config: dict[str, Any]) -> None:
-        paths = self.paths
-        for folder in (paths.www, paths.bin, paths.machines, paths.firmware):
-            folder.mkdir(exist_ok=True)
-        _key(paths.identity, "nixa-lab")
-        paths.nix_conf.write_text(_NIX_CONF.format(path=paths.nix_conf))
-        busybox = requirements.busybox()
-        assert busybox is not None  # noqa: S101  checked by requirements
-        if not (paths.firmware / "busybox.real").exists():
-            shutil.copyfile(busybox, paths.firmware / "busybox.real")
-        for program in (FILES / "firmware").iterdir():
-            target = paths.firmware / program.name
-            if not target.exists() or target.read_bytes() != program.read_bytes():
-                target.unlink(missing_ok=True)
-                target.write_bytes(program.read_bytes())
-        for program in paths.firmware.iterdir():
-            program.chmod(0o755)
-        wrapper = paths.bin / "nixos-anywhere"
-        wrapper.write_text(
-            "#!/bin/sh\n# The lab's stand-in for nixos-anywhere: for practice machines only.\n"
-            f"PYTHONPATH={_quoted(str(Path(__file__).parents[2]))}${{PYTHONPATH:+:$PYTHONPATH}} "
-            f'exec {_quoted(sys.executable)} -m nixa_tasks.lab.nixos_anywhere "$@"\n'
-        )
-        wrapper.chmod(0o755)
-        made = {"megabytes": config["image_mb"], "system": system(), "run": (FILES / "run.sh").stat().st_mtime_ns}
-        note = paths.root / "image.json"
-        if not paths.image.exists() or read_json(note) != made:
-            image.write(paths.image, system=system(), megabytes=int(config["image_mb"]))
-            write_json(note, made)
 
     def _serve(self, config: dict[str, Any]) -> None:
         """Start the web server if it does not run, at the port it had before if that is free."""
@@ -238,7 +193,7 @@ class Lab:
         with (self.root / "www.stderr").open("w") as log:
             process = subprocess.Popen(
                 (sys.executable, "-m", "nixa_tasks.lab.www", str(self.root)),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=_python_env(),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=provision.python_environment(),
             )  # fmt: skip
         until = time.monotonic() + _SECONDS
         while not (server := read_json(self.paths.www_state)):
@@ -255,13 +210,11 @@ class Lab:
     def _start(self, known: dict[str, int]) -> set[str]:
         """Supervisors for the machines that have none."""
         missing = {name for name, machine in self.machines.items() if not machine.is_supervised}
-        for name in missing:
-            self.paths.machine(name).state.unlink(missing_ok=True) if False else None
         if missing:
             arguments = [text for name in missing for text in (name, str(known[name]))]
             subprocess.run(
                 (sys.executable, "-m", "nixa_tasks.lab.supervisor", str(self.root), *arguments),
-                stdin=subprocess.DEVNULL, timeout=_SECONDS, check=True, env=_python_env(),
+                stdin=subprocess.DEVNULL, timeout=_SECONDS, check=True, env=provision.python_environment(),
             )  # fmt: skip
         return missing
 
@@ -283,29 +236,16 @@ def _check_names(names: list[str]) -> None:
     if not 1 <= len(names) <= network.MAX_MACHINES:
         raise LabError(f"a lab has 1 to {network.MAX_MACHINES} machines, not {len(names)}")
     for name in names:
-        if not name.isascii() or not name.replace("-", "").isalnum() or name.startswith("-") or len(name) > 63:
+        if (
+            not name.isascii()
+            or not name.replace("-", "").isalnum()
+            or name.startswith("-")
+            or len(name) > 63
+        ):
             raise LabError(f"{name!r} can't be a machine's name: letters, digits and - only")
-
-
-def _key(path: Path, comment: str) -> None:
-    if not path.exists():
-        subprocess.run(
-            ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)),
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=True,
-        )  # fmt: skip
 
 
 def _await_end(pid: int, start: str) -> None:
     until = time.monotonic() + 5
     while linux.start_time(pid) == start and time.monotonic() < until:
         time.sleep(0.005)
-
-
-def _python_env() -> dict[str, str]:
-    """So that a child finds this very package, wherever it lies."""
-    path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"

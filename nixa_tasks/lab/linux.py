@@ -75,9 +75,9 @@ def _private_in_chroot() -> None:
         os.chroot("/proc" if Path("/proc").is_dir() else "/dev")
         os.fchdir(here)
         while True:
-            before = os.stat(".")
+            before = Path().stat()
             os.chdir("..")
-            after = os.stat(".")
+            after = Path().stat()
             if (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino):
                 break
         os.chroot(".")
@@ -115,7 +115,9 @@ def attach_loop(image: Path) -> tuple[int, int]:
 def _loop_config(backing: int, image: Path) -> bytes:
     """struct loop_config of <linux/loop.h>."""
     name = os.fsencode(image)[-63:]
-    info = struct.pack("<5QIIII64s64s32s2Q", 0, 0, 0, 0, 0, 0, 0, 0, _LO_FLAGS_AUTOCLEAR, name, b"", b"", 0, 0)
+    info = struct.pack(
+        "<5QIIII64s64s32s2Q", 0, 0, 0, 0, 0, 0, 0, 0, _LO_FLAGS_AUTOCLEAR, name, b"", b"", 0, 0
+    )
     return struct.pack("<II", backing, 0) + info + bytes(64)
 
 

@@ -76,7 +76,11 @@ class Machine:
         return " ".join(self.paths.host_key.with_suffix(".pub").read_text().split()[:2])
 
     def exec(
-        self, argv: Sequence[str], input: bytes | str | None = None, *, deadline: float = 60.0  # noqa: A002
+        self,
+        argv: Sequence[str],
+        input: bytes | str | None = None,  # noqa: A002  subprocess calls it so
+        *,
+        deadline: float = 60.0,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside, as root, without ssh. Raises LabError where the machine is not up."""
         pid = self.state.get("pid")
@@ -123,7 +127,9 @@ class Machine:
         while not condition():
             if time.monotonic() > until:
                 raise LabError(
-                    f"{what}: not done after {deadline:g} s; it is {self.stage}", host=self.name, tail=self._console()
+                    f"{what}: not done after {deadline:g} s; it is {self.stage}",
+                    host=self.name,
+                    tail=self._console(),
                 )
             time.sleep(_POLL_SECONDS)
 
@@ -131,7 +137,11 @@ class Machine:
         """Until it is `stage`, and up if that stage is one that boots."""
         wanted = Stage(stage)
         boots = wanted not in {Stage.DARK, Stage.OFF}
-        self.wait(lambda: self.stage is wanted and (self.is_up or not boots), f"wait for {wanted}", deadline=deadline)
+        self.wait(
+            lambda: self.stage is wanted and (self.is_up or not boots),
+            f"wait for {wanted}",
+            deadline=deadline,
+        )
 
     def contacts(self) -> int:
         """TCP connections that its sshd has seen so far, logged in or not."""

@@ -25,7 +25,9 @@ def batch(commands: str, *, force: bool = False) -> None:
         argv, input=commands, text=True, capture_output=True, timeout=_SECONDS, check=False
     )  # fmt: skip
     if done.returncode and not force:
-        raise LabError(f"ip could not change the network: {done.stderr.strip()}", tail=tuple(commands.splitlines()))
+        raise LabError(
+            f"ip could not change the network: {done.stderr.strip()}", tail=tuple(commands.splitlines())
+        )
 
 
 def bridge_address(subnet: str) -> str:
@@ -67,7 +69,9 @@ def raise_bridge(name: str, wanted: str | None) -> str:
             continue
         address = bridge_address(subnet)
         batch(f"link set {name} address {mac(address)}\naddr add {address}/24 brd + dev {name}\n")
-        older = [n for n, other in _others(name).items() if network.overlaps(other) and _index(n) < _index(name)]
+        older = [
+            n for n, other in _others(name).items() if network.overlaps(other) and _index(n) < _index(name)
+        ]
         if not older:
             return subnet
         batch(f"addr flush dev {name}\n")
@@ -91,11 +95,13 @@ def plug(link: str, bridge: str, pid: int, address: str) -> None:
     for attempt in range(100):
         unplug(link)
         try:
-            return batch(commands)
+            batch(commands)
         except LabError:  # the one of the boot before may take a moment to go
             if attempt == 99:
                 raise
             time.sleep(0.02)
+        else:
+            return
 
 
 def set_known(bridge: str, address: str, *, known: bool) -> None:

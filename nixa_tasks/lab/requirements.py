@@ -36,13 +36,17 @@ def path() -> str:
 def check() -> None:
     """Raises LabError that names everything that is missing at once."""
     if platform.system() != "Linux" or platform.machine() not in SYSTEMS:
-        raise LabError(f"the lab needs Linux on x86_64 or aarch64, not {platform.system()} {platform.machine()}")
+        raise LabError(
+            f"the lab needs Linux on x86_64 or aarch64, not {platform.system()} {platform.machine()}"
+        )
     if os.geteuid() != 0:
         raise LabError(
             "the lab needs root: it makes network namespaces, mounts and disks",
             hint="run it as root, or with `sudo --preserve-env=NIXA_LAB`",
         )
-    missing = {package for program, package in _PROGRAMS.items() if shutil.which(program, path=path()) is None}
+    missing = {
+        package for program, package in _PROGRAMS.items() if shutil.which(program, path=path()) is None
+    }
     if not Path("/usr/sbin/sshd").exists():
         missing.add("openssh-server")
     if busybox() is None:

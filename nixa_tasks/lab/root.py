@@ -18,7 +18,14 @@ from nixa_tasks.lab.linux import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDO
 
 ADMIN = 1000
 _OPAQUE = ("etc/ssh", "home", "mnt", "nix", "root", "srv", "tmp", "var/lib", "var/tmp")
-_DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+_DEVICES = {
+    "null": (1, 3),
+    "zero": (1, 5),
+    "full": (1, 7),
+    "random": (1, 8),
+    "urandom": (1, 9),
+    "tty": (5, 0),
+}
 _COVERED = {  # this computer's way to end itself or to look at systemd
     "usr/sbin/reboot": "reboot",
     "usr/sbin/poweroff": "poweroff",
@@ -156,7 +163,9 @@ def _devices(dev: Path, disk: int | Path | None) -> None:
         os.mknod(dev / "vda", stat.S_IFBLK | 0o660, disk)
     for name in ("pts", "shm"):
         (dev / name).mkdir()
-    linux.mount("devpts", dev / "pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620,gid=5")
+    linux.mount(
+        "devpts", dev / "pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620,gid=5"
+    )
     linux.mount("tmpfs", dev / "shm", "tmpfs", MS_NOSUID | MS_NODEV)
     (dev / "ptmx").symlink_to("pts/ptmx")
     (dev / "fd").symlink_to("/proc/self/fd")

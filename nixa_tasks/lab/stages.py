@@ -60,17 +60,17 @@ class Machine:
     address: str
 
 
-def prepare(
-    machine: Machine, stage: Stage, layer: Path, disk: int | Path, faults: Mapping[str, str]
-) -> Boot:
+def prepare(machine: Machine, stage: Stage, layer: Path, disk: int | Path, faults: Mapping[str, str]) -> Boot:
     """The boot of `stage`, its files written. Raises BrokenInitrd for an image that does not boot."""
+    addresses = [f"{machine.address}/24"]
+    hidden: tuple[str, ...] = ()
     match stage:
         case Stage.INSTALLER:
-            files, addresses, hidden = *_installer(machine, faults), ()
+            files, addresses = _installer(machine, faults)
         case Stage.INSTALLED:
-            files, addresses, hidden = _installed(machine.name, layer / "@root"), [f"{machine.address}/24"], ()
+            files = _installed(machine.name, layer / "@root")
         case _:
-            files, addresses, hidden = _old(machine, layer / "@root"), [f"{machine.address}/24"], _hidden_nix()
+            files, hidden = _old(machine, layer / "@root"), _hidden_nix()
     path = "" if stage is Stage.OLD else f"SetEnv PATH={NIXOS_PATH}\n"
     (machine.paths.root / "sshd_config").write_text(_SSHD_CONFIG + path)
     batch = _batch(addresses)
@@ -122,14 +122,15 @@ def _old(machine: Machine, upper: Path) -> dict[str, Content]:
 def _hidden_nix() -> tuple[str, ...]:
     """The paths that would give an old Linux a Nix."""
     found = [
-        str(path.relative_to("/")) for folder in _NO_NIX for path in Path("/", folder).glob("nix*") if not path.is_dir()
+        str(path.relative_to("/"))
+        for folder in _NO_NIX
+        for path in Path("/", folder).glob("nix*")
+        if not path.is_dir()
     ]
     return ("nix", *found)
 
 
-def _installer(
-    machine: Machine, faults: Mapping[str, str]
-) -> tuple[dict[str, Content], list[str]]:
+def _installer(machine: Machine, faults: Mapping[str, str]) -> tuple[dict[str, Content], list[str]]:
     """What the loaded kernel and initrd make of the machine."""
     loaded = machine.paths.loaded
     try:

@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from nixa_tasks.lab import linux
@@ -67,7 +66,13 @@ class Handler(BaseHTTPRequestHandler):
                 self._head(HTTPStatus.NOT_MODIFIED, 0, tag, modified)
                 self._log(HTTPStatus.NOT_MODIFIED, 0)
                 return
-            self._head(status, last - first + 1, tag, modified, f"bytes {first}-{last}/{facts.st_size}" if is_part else None)
+            self._head(
+                status,
+                last - first + 1,
+                tag,
+                modified,
+                f"bytes {first}-{last}/{facts.st_size}" if is_part else None,
+            )
             sent = 0
             try:
                 if body:
@@ -91,7 +96,8 @@ class Handler(BaseHTTPRequestHandler):
         return sent
 
     def _head(self, status: HTTPStatus, size: int, tag: str, modified: str, part: str | None = None) -> None:
-        self.send_response(status)
+        self.send_response_only(status)
+        self.send_header("Date", self.date_time_string())
         self.send_header("Content-Type", "application/octet-stream")
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("ETag", tag)
@@ -103,7 +109,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _refuse(self, status: HTTPStatus, part: str | None = None) -> None:
-        self.send_response(status)
+        self.send_response_only(status)
+        self.send_header("Date", self.date_time_string())
         self.send_header("Content-Length", "0")
         if part is not None:
             self.send_header("Content-Range", part)
@@ -128,9 +135,6 @@ class Handler(BaseHTTPRequestHandler):
         with self.lock, self.lab.www_log.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the parent's name for it
-        """Nothing on standard error: the log is a file of its own."""
-
 
 def parse_range(text: str, size: int) -> tuple[int, int] | str | None:
     """`bytes=5-` for a file of `size` bytes → (first, last); "unsatisfiable"; None for what RFC 9110
@@ -150,9 +154,6 @@ def parse_range(text: str, size: int) -> tuple[int, int] | str | None:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away in the middle is nothing to report."""
 
 
 def serve(lab: LabPaths) -> int:
