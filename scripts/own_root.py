@@ -24,9 +24,9 @@ def mount(source: str, target: str, flags: int) -> None:
 def main(command: list[str]) -> None:
     """Never returns. Raises OSError where the kernel does not let us."""
     back = os.getcwd()
-    here = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
     if libc.unshare(CLONE_NEWNS):
         raise OSError(ctypes.get_errno(), "unshare")
+    here = os.open("/", os.O_RDONLY | os.O_DIRECTORY)  # only now: what was open leads to the old namespace
     os.chroot("/proc")  # a root below us: from here `..` leads all the way up
     os.fchdir(here)
     while True:
