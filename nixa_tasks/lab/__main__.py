@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 1 for what can't be done, 2 for a wrong command line."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `status | head` is no error
     options = _parser().parse_args(arguments)
     try:
         return _run(options)

@@ -86,12 +86,14 @@ class Machine:
         pid = self.state.get("pid")
         if not self.is_supervised or pid is None:
             raise LabError(f"it is {self.stage}", host=self.name)
-        return subprocess.run(
+        given = input.encode() if isinstance(input, str) else input
+        done = subprocess.run(
             (*enter(pid), *argv),
-            input=input.decode() if isinstance(input, bytes) else input,
-            stdin=subprocess.DEVNULL if input is None else None,
-            capture_output=True, text=True, timeout=deadline, check=False, env=_INSIDE_ENVIRONMENT,
+            input=b"" if given is None else given,
+            capture_output=True, timeout=deadline, check=False, env=_INSIDE_ENVIRONMENT,
         )  # fmt: skip
+        said, complained = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
+        return subprocess.CompletedProcess(done.args, done.returncode, said, complained)
 
     def fault(self, name: str, value: str | None = None) -> None:
         """Let something go wrong from now on. Raises LabError for a fault that does not exist."""

@@ -97,7 +97,7 @@ def plug(link: str, bridge: str, pid: int, address: str) -> None:
         try:
             batch(commands)
         except LabError:  # the one of the boot before may take a moment to go
-            if attempt == 99:
+            if attempt == 99 or not Path(f"/proc/{pid}/ns/net").exists():
                 raise
             time.sleep(0.02)
         else:

@@ -127,7 +127,7 @@ def write(base: Path, path: str, content: Content) -> None:
 def _cover(upper: Path, root: Root) -> None:
     upper.mkdir(mode=0o755, exist_ok=True)
     upper.chmod(0o755)
-    for path in _OPAQUE:
+    for path in (path for path in _OPAQUE if path not in root.hidden):
         folder = upper / path
         if not folder.is_dir():
             folder.mkdir(parents=True)
@@ -148,10 +148,8 @@ def _cover(upper: Path, root: Root) -> None:
 
 def _whiteout(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir() and not path.is_symlink():
-        path.rmdir()
-    path.unlink(missing_ok=True)
-    os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))
+    if not os.path.lexists(path):  # else it is one already, or was made in the machine
+        os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))
 
 
 def _devices(dev: Path, disk: int | Path | None) -> None:

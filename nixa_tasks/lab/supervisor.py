@@ -135,9 +135,7 @@ class Supervisor:
             line, self.events = self.events.split(b"\n", 1)
             event = json.loads(line)
             if "net" in event:
-                network.plug(self.link, self.lab.bridge, running.pid, self.address)
-                self.effects.plugged()
-                os.write(running.go, b"g")
+                self._plug(running)
             elif "pid" in event:
                 self.init = event["pid"]
             elif "error" in event:
@@ -146,6 +144,16 @@ class Supervisor:
                 self.is_up = True
                 self.effects.booted(self.init)
             self._write_state()
+
+    def _plug(self, running: boot.Running) -> None:
+        try:
+            network.plug(self.link, self.lab.bridge, running.pid, self.address)
+            self.effects.plugged()
+            os.write(running.go, b"g")
+        except (LabError, BrokenPipeError) as error:  # a boot that has ended already says why itself
+            self._console(f"no network: {error}")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(running.pid, signal.SIGKILL)
 
     def _ended(self, running: boot.Running) -> None:
         """The boot is over: clean up, find out why, and plan what comes."""
