@@ -117,3 +117,11 @@ def test_doits_own_commands_still_work(doit: Doit) -> None:
     assert doit("info", "deploy:web1").returncode in (0, 1)
     assert doit("forget", "evaluate:web1").returncode == 0
     assert doit("-n", "2", "evaluate:web1").returncode == 0
+
+
+def test_a_key_that_is_not_served_yet_is_refused_rather_than_ignored(doit: Doit, project: Path) -> None:
+    with (project / "hosts.toml").open("a") as file:
+        file.write('mode = "boot"\n')
+    done = doit("deploy:web2")
+    assert done.returncode == 3
+    assert "[hosts.web2] mode" in done.stderr
