@@ -95,9 +95,9 @@ class Lab:
         requirements.check()
         names = [f"web{n}" for n in range(1, machines + 1)] if isinstance(machines, int) else list(machines)
         _check_names(names)
-        with self._lock():
-            known = self._prepare(names)
-            started = self._start(known)
+        with self._lock() as lock:
+            known = self._prepare(names, lock)
+            started = self._start(known, lock)
             say(f"{len(started)} of {len(known)} machines to start")
             self._publish(known)
             for machine in self.machines.values():
@@ -114,8 +114,7 @@ class Lab:
             machines = [m for m in self.machines.values() if m.is_supervised]
             for machine in machines:
                 machine.stop()
-            server = read_json(self.paths.www_state)
-            if server and linux.start_time(int(server["pid"])) == server["start"]:
+            if (server := self._server()) is not None:
                 os.kill(int(server["pid"]), signal.SIGKILL)
                 _await_end(int(server["pid"]), server["start"])
             self.paths.www_state.unlink(missing_ok=True)
@@ -155,16 +154,18 @@ class Lab:
         return config
 
     @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
+    def _lock(self) -> Iterator[int]:
+        """One at a time. What is started inherits the lock and lets go of it when it is on record, so
+        that whoever comes after a killed starter finds everything."""
         self.root.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+            yield descriptor
         finally:
             os.close(descriptor)
 
-    def _prepare(self, names: list[str]) -> dict[str, int]:
+    def _prepare(self, names: list[str], lock: int) -> dict[str, int]:
         """Files, keys and the network; returns all machines with their indices."""
         config = {**_DEFAULTS, **read_json(self.paths.config), **self._settings}
         known: dict[str, int] = config.get("machines", {})
@@ -181,22 +182,33 @@ class Lab:
             folder.host_key.parent.mkdir(parents=True, exist_ok=True)
             provision.key(folder.host_key, f"root@{name}")
             (folder.root / "kexec-delay").write_text(f"{config['kexec_delay']}\n")
-        self._serve(config)
+        self._serve(config, lock)
         return known
 
-    def _serve(self, config: dict[str, Any]) -> None:
+    def _serve(self, config: dict[str, Any], lock: int) -> None:
         """Start the web server if it does not run, at the port it had before if that is free."""
+        server = self._server()
+        if server is None:
+            server = self._start_server(lock)
+        if config.get("port") != server["port"]:
+            config["port"] = server["port"]
+            write_json(self.paths.config, config)
+
+    def _server(self) -> dict[str, Any] | None:
+        """pid, start and port of the web server, if it runs."""
         server = read_json(self.paths.www_state)
-        if server and linux.start_time(int(server["pid"])) == server["start"]:
-            return
+        return server if server and linux.start_time(int(server["pid"])) == server["start"] else None
+
+    def _start_server(self, lock: int) -> dict[str, Any]:
         self.paths.www_state.unlink(missing_ok=True)
         with (self.root / "www.stderr").open("w") as log:
             process = subprocess.Popen(
-                (sys.executable, "-m", "nixa_tasks.lab.www", str(self.root)),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=provision.python_environment(),
+                (sys.executable, "-m", "nixa_tasks.lab.www", str(self.root), str(lock)),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env=provision.python_environment(), pass_fds=(lock,),
             )  # fmt: skip
         until = time.monotonic() + _SECONDS
-        while not (server := read_json(self.paths.www_state)):
+        while (server := self._server()) is None:
             if process.poll() is not None or time.monotonic() > until:
                 raise LabError(
                     "the lab's web server did not start",
@@ -204,17 +216,16 @@ class Lab:
                 )
             time.sleep(0.01)
         process.returncode = 0  # it is a daemon: nobody waits for it
-        config["port"] = server["port"]
-        write_json(self.paths.config, config)
+        return server
 
-    def _start(self, known: dict[str, int]) -> set[str]:
+    def _start(self, known: dict[str, int], lock: int) -> set[str]:
         """Supervisors for the machines that have none."""
         missing = {name for name, machine in self.machines.items() if not machine.is_supervised}
         if missing:
             arguments = [text for name in missing for text in (name, str(known[name]))]
             subprocess.run(
-                (sys.executable, "-m", "nixa_tasks.lab.supervisor", str(self.root), *arguments),
-                stdin=subprocess.DEVNULL, timeout=_SECONDS, check=True, env=provision.python_environment(),
+                (sys.executable, "-m", "nixa_tasks.lab.supervisor", str(self.root), str(lock), *arguments),
+                stdin=subprocess.DEVNULL, timeout=_SECONDS, check=True, pass_fds=(lock,), env=provision.python_environment(),
             )  # fmt: skip
         return missing
 
@@ -229,7 +240,10 @@ class Lab:
 
 
 def _has_booted(machine: Machine) -> bool:
-    return machine.is_supervised and (machine.is_up or machine.state.get("stage") in {"dark", "off"})
+    state = machine.state
+    return machine.is_supervised and bool(
+        state["up"] or (state["begun"] and state["stage"] in {"dark", "off"})
+    )
 
 
 def _check_names(names: list[str]) -> None:

@@ -148,6 +148,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write in one step: a reader sees the old or the new, never a half."""
+    write_bytes(path, json.dumps(value, indent=1).encode() + b"\n")
+
+
+def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """The same for any file: who is killed in between leaves no half of it."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(json.dumps(value, indent=1) + "\n")
+    new.write_bytes(data)
+    new.chmod(mode)
     new.rename(path)

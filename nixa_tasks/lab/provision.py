@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nixa_tasks.lab import image, requirements
-from nixa_tasks.lab.paths import FILES, LabPaths, read_json, system, write_json
+from nixa_tasks.lab.paths import FILES, LabPaths, read_json, system, write_bytes, write_json
 
 _SECONDS = 60.0
 _STAND_IN = "The lab's stand-in for nixos-anywhere: for practice machines only."
@@ -36,22 +36,17 @@ def write(paths: LabPaths, config: Mapping[str, Any]) -> None:
     paths.nix_conf.write_text(_NIX_CONF.format(path=paths.nix_conf))
     busybox = requirements.busybox()
     assert busybox is not None  # noqa: S101  checked by requirements
-    if not (paths.firmware / "busybox.real").exists():
-        shutil.copyfile(busybox, paths.firmware / "busybox.real")
-    for program in (FILES / "firmware").iterdir():
-        target = paths.firmware / program.name
-        if not target.exists() or target.read_bytes() != program.read_bytes():
-            target.unlink(missing_ok=True)
-            target.write_bytes(program.read_bytes())
-    for program in paths.firmware.iterdir():
-        program.chmod(0o755)
-    wrapper = paths.bin / "nixos-anywhere"
-    wrapper.write_text(
+    programs = {program.name: program for program in (FILES / "firmware").iterdir()}
+    for name, program in {**programs, "busybox.real": busybox}.items():
+        target, data = paths.firmware / name, program.read_bytes()
+        if not target.exists() or target.read_bytes() != data:
+            write_bytes(target, data, 0o755)
+    wrapper = (
         f"#!/bin/sh\n# {_STAND_IN}\n"
         f"PYTHONPATH={shlex.quote(str(Path(__file__).parents[2]))}${{PYTHONPATH:+:$PYTHONPATH}} "
         f'exec {shlex.quote(sys.executable)} -m nixa_tasks.lab.nixos_anywhere "$@"\n'
     )
-    wrapper.chmod(0o755)
+    write_bytes(paths.bin / "nixos-anywhere", wrapper.encode(), 0o755)
     run = hashlib.sha256((FILES / "run.sh").read_bytes()).hexdigest()
     made = {"megabytes": config["image_mb"], "system": system(), "run": run}
     note = paths.root / "image.json"
@@ -70,11 +65,17 @@ def real_nixos_anywhere() -> Path | None:
 
 def key(path: Path, comment: str) -> None:
     """An ed25519 key pair, if there is none yet."""
-    if not path.exists():
-        subprocess.run(
-            ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)),
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=True,
-        )  # fmt: skip
+    if path.exists():
+        return
+    new = path.with_name(f".{path.name}")
+    for half in (new, new.with_name(f"{new.name}.pub")):
+        half.unlink(missing_ok=True)
+    subprocess.run(
+        ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(new)),
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=True,
+    )  # fmt: skip
+    new.with_name(f"{new.name}.pub").rename(path.with_name(f"{path.name}.pub"))
+    new.rename(path)  # last: where it is, the pair is whole
 
 
 def python_environment() -> dict[str, str]:

@@ -47,6 +47,7 @@ class Supervisor:
         self.boots = int(read_json(self.paths.state).get("boots", 0))
         self.stage = Stage.OFF
         self.is_up = False
+        self.has_begun = False
         self.running: boot.Running | None = None
         self.init: int | None = None
         self.events = b""
@@ -54,9 +55,12 @@ class Supervisor:
         self.effects = Effects(self.paths, self.link)
         self.selector = selectors.DefaultSelector()
 
-    def run(self) -> None:
-        """Serve until told to stop."""
+    def run(self, lock: int) -> None:
+        """Serve until told to stop. `lock`: a descriptor that is closed as soon as this process is on
+        record."""
         server = control.listen(self.lab.id, self.name)
+        self._write_state()
+        os.close(lock)
         linux.private_mounts()
         self.old.mkdir(exist_ok=True)
         self.memory.mkdir(exist_ok=True)
@@ -90,7 +94,7 @@ class Supervisor:
         """Boot what comes after `end`."""
         set_faults = faults.active(self.paths.faults)
         stage = next_stage(end, faults=frozenset(set_faults), is_bootable=self.disk.is_bootable())
-        self.is_up, self.init, self.stage = False, None, stage
+        self.has_begun, self.is_up, self.init, self.stage = True, False, None, stage
         if stage in {Stage.DARK, Stage.OFF}:
             network.set_known(self.lab.bridge, self.address, known=True)
             self._write_state()
@@ -251,6 +255,7 @@ class Supervisor:
         write_json(self.paths.state, {
             "name": self.name,
             "stage": str(self.stage),
+            "begun": self.has_begun,
             "up": self.is_up,
             "boots": self.boots,
             "boot_id": boot_id.read_text().strip() if self.running and boot_id.exists() else None,
@@ -261,7 +266,7 @@ class Supervisor:
         })  # fmt: skip
 
 
-def _become(lab: LabPaths, name: str, index: int) -> None:
+def _become(lab: LabPaths, name: str, index: int, lock: int) -> None:
     """In a child of the starter: a daemon that supervises one machine."""
     os.setsid()
     log = os.open(lab.machine(name).root / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -270,17 +275,17 @@ def _become(lab: LabPaths, name: str, index: int) -> None:
         os.dup2(source, target)
     os.chdir("/")
     os.umask(0o022)
-    Supervisor(lab, name, index).run()
+    Supervisor(lab, name, index).run(lock)
 
 
 def main(argv: list[str]) -> int:
-    """`DIR NAME INDEX …`: start a supervisor for each of them and return."""
+    """`DIR LOCK NAME INDEX …`: start a supervisor for each of them and return."""
     lab = LabPaths(Path(argv[0]))
-    for name, index in zip(argv[1::2], argv[2::2], strict=True):
+    for name, index in zip(argv[2::2], argv[3::2], strict=True):
         if os.fork() == 0:
             status = 1
             try:
-                _become(lab, name, int(index))
+                _become(lab, name, int(index), int(argv[1]))
                 status = 0
             except Exception:  # noqa: BLE001  into the supervisor's log
                 import traceback

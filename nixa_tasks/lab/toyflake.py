@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
 from nixa_tasks.lab.errors import LabError
-from nixa_tasks.lab.paths import FILES, LabPaths, system
+from nixa_tasks.lab.paths import FILES, LabPaths, system, write_bytes
 
 _SOURCE = FILES / "flake"
 _IGNORED = ".nixa/\n.deploy_cache/\nresult\n__pycache__/\n.doit.db*\n"
@@ -27,8 +28,7 @@ def write(lab: LabPaths, names: Iterable[str], busybox: Path) -> None:
         _once(base / "system" / part.name, part.read_text())
     _once(base / "keys" / "lab.pub", lab.identity.with_suffix(".pub").read_text())
     if not (base / "bin" / "busybox").exists():
-        shutil.copyfile(busybox, base / "bin" / "busybox")
-        (base / "bin" / "busybox").chmod(0o755)
+        write_bytes(base / "bin" / "busybox", busybox.read_bytes(), 0o755)
     for name in names:
         _once(base / "hosts" / f"{name}.nix", '{\n  message = "hello";\n}\n')
 
@@ -36,6 +36,8 @@ def write(lab: LabPaths, names: Iterable[str], busybox: Path) -> None:
 def commit(lab: LabPaths, message: str) -> None:
     """Record what is there. A repository of somebody's own inside of which the lab may lie is none
     of its business. Raises LabError."""
+    if (lab.flake / ".git").is_dir() and not _has_commit(lab.flake):
+        shutil.rmtree(lab.flake / ".git")  # whoever made it was killed
     if not (lab.flake / ".git").is_dir():
         _git(lab.flake, "init", "-q", "-b", "main")
     _git(lab.flake, "add", "-A")
@@ -43,9 +45,13 @@ def commit(lab: LabPaths, message: str) -> None:
         _git(lab.flake, "commit", "-q", "-m", message)
 
 
+def _has_commit(folder: Path) -> bool:
+    return any((folder / ".git" / "refs" / "heads").glob("*")) or (folder / ".git" / "packed-refs").exists()
+
+
 def _once(path: Path, text: str) -> None:
     if not path.exists():
-        path.write_text(text)
+        write_bytes(path, text.encode())
 
 
 def _git(folder: Path, *args: str) -> str:
@@ -53,8 +59,6 @@ def _git(folder: Path, *args: str) -> str:
         "git", "-c", "user.name=nixa lab", "-c", "user.email=lab@localhost", "-c", "commit.gpgsign=false",
         "-c", "core.hooksPath=/dev/null", *args,
     )  # fmt: skip
-    import os
-
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     done = subprocess.run(
         argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False

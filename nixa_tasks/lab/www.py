@@ -156,8 +156,9 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
 
-def serve(lab: LabPaths) -> int:
-    """Listen on 127.0.0.1 and on the bridge, at the same port, until SIGTERM. Returns 0."""
+def serve(lab: LabPaths, lock: int) -> int:
+    """Listen on 127.0.0.1 and on the bridge, at the same port, until SIGTERM. Returns 0. `lock`: a
+    descriptor that is closed as soon as the server is on record."""
     config = read_json(lab.config)
     wanted = int(config.get("port") or 0)
     handler = type("LabHandler", (Handler,), {"lab": lab})
@@ -169,6 +170,7 @@ def serve(lab: LabPaths) -> int:
     servers = [local, _Server((bridge_address(config["subnet"]), port), handler)]
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     write_json(lab.www_state, {"pid": os.getpid(), "start": linux.start_time(os.getpid()), "port": port})
+    os.close(lock)
     threads = [threading.Thread(target=server.serve_forever, daemon=True) for server in servers]
     for thread in threads:
         thread.start()
@@ -179,4 +181,4 @@ def serve(lab: LabPaths) -> int:
 
 if __name__ == "__main__":
     socket.setdefaulttimeout(None)
-    sys.exit(serve(LabPaths(Path(sys.argv[1]))))
+    sys.exit(serve(LabPaths(Path(sys.argv[1])), int(sys.argv[2])))
