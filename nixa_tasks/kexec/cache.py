@@ -205,7 +205,11 @@ class Cache:
         name = str(manifest.absolute())
         if name not in self.entry(image.sha256).pinned_by:
             self.make()
-            self._edit(image.sha256, lambda entry: replace(entry, pinned_by=(*entry.pinned_by, name)))
+            # Each once, whoever else is writing just now.
+            self._edit(
+                image.sha256,
+                lambda entry: replace(entry, pinned_by=tuple(dict.fromkeys((*entry.pinned_by, name)))),
+            )
 
     def _link(self, old: Path, new: Path, sha256: str) -> None:
         """The same file under another suffix: a hard link, or a copy where there are none."""
