@@ -71,11 +71,31 @@ def interleaved(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[st
     that does not count."""
     found: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
+        wait_until_idle()
         for name, run in runs.items():
             value = run()
             if number:
                 found[name].append(value)
     return found
+
+
+def wait_until_idle(most: float = 60.0) -> None:
+    """Wait until the processors have had nothing to do for a second, at most so many seconds: a
+    program with two threads suffers more from a busy neighbour than one with one."""
+    until = time.monotonic() + most
+    quiet = 0
+    while quiet < 4 and time.monotonic() < until:
+        before = _ticks()
+        time.sleep(0.25)
+        busy, total = (new - old for new, old in zip(_ticks(), before, strict=True))
+        quiet = quiet + 1 if busy < 0.1 * total else 0
+
+
+def _ticks() -> tuple[int, int]:
+    """Processor time that was used, and all of it, since boot (proc_stat(5))."""
+    line = Path("/proc/stat").read_text().split("\n", 1)[0]
+    numbers = [int(word) for word in line.split()[1:9]]
+    return sum(numbers) - numbers[3] - numbers[4], sum(numbers)
 
 
 def medians(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
