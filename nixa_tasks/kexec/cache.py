@@ -17,7 +17,8 @@ from nixa_tasks.kexec import names
 from nixa_tasks.kexec.entry import Entry, Signature, read_entry
 from nixa_tasks.kexec.hashing import hash_file
 from nixa_tasks.kexec.lock import hold
-from nixa_tasks.manifest.digest import to_base32, to_sri
+from nixa_tasks.kexec.pins import is_pinned_by
+from nixa_tasks.manifest.digest import to_sri
 from nixa_tasks.manifest.model import Image, UrlImage
 from nixa_tasks.state.stamps import now, write_json
 
@@ -269,7 +270,11 @@ class Cache:
         found: list[Removable] = []
         for sha256 in dict.fromkeys(filter(None, (names.hash_in(path.name) for path in self._all()))):
             files = self._files(sha256)
-            if sha256 in kept or not files or any(_pins(pin, sha256) for pin in self.entry(sha256).pinned_by):
+            if (
+                sha256 in kept
+                or not files
+                or any(is_pinned_by(pin, sha256) for pin in self.entry(sha256).pinned_by)
+            ):
                 continue
             images = [path for path in files if not path.name.endswith(".json")]
             pins = ", ".join(self.entry(sha256).pinned_by)
@@ -290,15 +295,3 @@ def _bytes(files: Iterable[Path]) -> int:
             found = path.lstat()
             seen[found.st_ino] = min(found.st_size, found.st_blocks * 512)
     return sum(seen.values())
-
-
-def _pins(manifest: str, sha256: str) -> bool:
-    """Whether a manifest still holds the hash, in any spelling. The text is searched, not parsed:
-    a typing error in the file must not cost 350 MB."""
-    try:
-        text = Path(manifest).read_text(errors="replace")
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        return True  # it is there, and not ours to read: keep what it may pin
-    return to_sri(sha256) in text or sha256 in text.lower() or to_base32(sha256) in text

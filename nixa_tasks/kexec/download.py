@@ -20,22 +20,21 @@ from nixa_tasks.kexec.errors import (
     SourceError,
 )
 from nixa_tasks.kexec.follower import Follower
+from nixa_tasks.kexec.kept import Kept
 from nixa_tasks.kexec.limits import Limits
 from nixa_tasks.kexec.names import suffix_of
-from nixa_tasks.kexec.part import Origin, Part
+from nixa_tasks.kexec.part import Part
 from nixa_tasks.kexec.request import plan
 from nixa_tasks.kexec.transfer import Transfer
 from nixa_tasks.kexec.wire import Wire
 from nixa_tasks.kexec.words import wrong_file
 from nixa_tasks.manifest.model import UrlImage
 from nixa_tasks.process import sleep
-from nixa_tasks.state.stamps import read_json, write_json
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
 
 _SPARE = 1 << 20
-_API_SECONDS = 10.0
 
 
 @dataclass(slots=True)
@@ -59,7 +58,7 @@ class Download:
         changes, source = 0, None
         with Wire(self.limits) as wire, contextlib.ExitStack() as stack:
             while True:
-                part = Part(self._path(".part"))
+                part = Part(self.cache.file(self.image.sha256, ".part"))
                 part.source = source if source is not None and part.kept else part.source
                 stack.callback(part.close)
                 follower = Follower(part)
@@ -69,12 +68,13 @@ class Download:
                     done = self._verify(wire, part, follower)
                 except ContentChanged:
                     done, changes = None, changes + 1
-                    self._set_aside(part)
+                    self._kept.set_aside(part)
+                    self.note(f"{self.url}: has another file than what is kept of it; fetching all of that")
                     if changes > self.limits.tries:
-                        self._bring_back(part)
+                        self._kept.bring_back(part)
                         raise SourceError(f"{self.url}: changes all the time", url=self.url) from None
                 except SourceError:
-                    self._bring_back(part)
+                    self._kept.bring_back(part)
                     raise
                 if done is not None:
                     return done
@@ -84,7 +84,7 @@ class Download:
     def run_unpinned(self) -> tuple[Path, str]:
         """Whatever the source has now, in the cache under its own hash: the file, and that hash."""
         with Wire(self.limits) as wire, contextlib.ExitStack() as stack:
-            part = Part(self._path(".part"))
+            part = Part(self.cache.file(self.image.sha256, ".part"))
             stack.callback(part.close)
             if part.kept and not part.origin.validator:
                 part.restart()  # nothing would tell that the kept bytes are of the same file
@@ -102,8 +102,9 @@ class Download:
             part.close()
             return self._finish(part, digest), digest
 
-    def _path(self, ending: str) -> Path:
-        return self.cache.file(self.image.sha256, ending)
+    @property
+    def _kept(self) -> Kept:
+        return Kept(self.cache, self.image.sha256)
 
     # --- until it is whole
 
@@ -143,7 +144,12 @@ class Download:
         if part.is_whole:
             return
         part.comes_from(self.url)
-        asked = plan(part, self.url, serves_ranges=self._serves_ranges, unless=self._known_wrong(part))
+        asked = plan(
+            part,
+            self.url,
+            serves_ranges=self._serves_ranges,
+            unless="" if part.kept else self._kept.wrong_etag(self.url),
+        )
         if asked.is_ranged:
             self.note(f"going on at {part.kept >> 20} MiB")
         transfer = Transfer(wire, self.url, part, self.limits, self.until, self.progress, self._have_room)
@@ -195,7 +201,7 @@ class Download:
             part.restart()
             return None
         origin, encoding = part.origin, self._last.told.encoding if self._last else ""
-        self._keep_wrong(part, digest, size)
+        self._kept.keep_wrong(part, digest, size, self.url)
         raise wrong_file(
             self.url,
             self.image.name,
@@ -219,68 +225,13 @@ class Download:
         origin = part.origin
         entry = Entry(url=self.url, etag=origin.etag, last_modified=origin.last_modified)
         path = self.cache.adopt(part.path, digest, suffix_of(self.image.url), entry)
-        for ending in (".part.json", ".aside", ".aside.json", ".wrong", ".wrong.json"):
-            self._path(ending).unlink(missing_ok=True)
+        self._kept.forget()
         return path
 
-    # --- what is kept beside it
-
-    def _set_aside(self, part: Part) -> None:
-        """The server has other bytes than the kept ones: which are right, only a whole file tells."""
-        self.note(f"{self.url}: has another file than what is kept of it; fetching that from its start")
-        part.close()
-        old, new = self._path(".aside"), part.path
-        if old.exists() and _blocks(old) > _blocks(new):
-            new.unlink()
-            part.map_path.unlink(missing_ok=True)
-            return
-        new.replace(old)
-        with contextlib.suppress(FileNotFoundError):
-            part.map_path.replace(self._path(".aside.json"))
-
-    def _bring_back(self, part: Part) -> None:
-        """The source failed: keep the longer of what was kept before and what it gave."""
-        part.close()
-        aside = self._path(".aside")
-        if aside.exists() and (not part.path.exists() or _blocks(aside) > _blocks(part.path)):
-            aside.replace(part.path)
-            with contextlib.suppress(FileNotFoundError):
-                self._path(".aside.json").replace(part.map_path)
-        elif part.path.exists() and part.path.stat().st_size == 0:
-            part.path.unlink()
-            part.map_path.unlink(missing_ok=True)
-
-    def _keep_wrong(self, part: Part, digest: str, size: int) -> None:
-        """Keep the wrong file as long as its server says that it has not changed: the next try needs
-        not fetch it to say so, and `pin` needs not fetch it at all."""
-        part.close()
-        origin = part.origin
-        part.path.replace(self._path(".wrong"))
-        part.map_path.unlink(missing_ok=True)
-        write_json(
-            self._path(".wrong.json"),
-            {
-                "url": self.url,
-                "sha256": digest,
-                "size": size,
-                "etag": origin.etag,
-                "last_modified": origin.last_modified,
-            },
-        )
-
-    def _known_wrong(self, part: Part) -> str:
-        """The ETag of the file that this URL gave before and that was wrong; "" where there is none."""
-        known = read_json(self._path(".wrong.json")) or {}
-        etag = known.get("etag")
-        is_here = known.get("url") == self.url and self._path(".wrong").exists() and not part.kept
-        return etag if is_here and isinstance(etag, str) and etag.startswith('"') else ""
-
     def _still_wrong(self, wire: Wire) -> SourceError:
-        known = read_json(self._path(".wrong.json")) or {}
-        origin = Origin(etag=str(known.get("etag")), last_modified=str(known.get("last_modified") or ""))
-        got, size = str(known.get("sha256")), known.get("size")
+        got, size, origin = self._kept.wrong()
         return wrong_file(
-            self.url, self.image.name, self.image.sha256, got, size if isinstance(size, int) else 0, origin,
+            self.url, self.image.name, self.image.sha256, got, size, origin,
             upstream=self._upstream(wire), encoding="",
         )  # fmt: skip
 
@@ -309,7 +260,3 @@ def _pause(limits: Limits, failures: int, error: SourceError | None) -> float:
     longest = min(limits.pause * 2.0 ** max(0, failures - 1), limits.longest_pause)
     asked = min(error.retry_after or 0.0, limits.retry_after) if error else 0.0
     return max(asked, random.uniform(longest / 2, longest))  # noqa: S311 - only spreads load
-
-
-def _blocks(path: Path) -> int:
-    return path.stat().st_blocks

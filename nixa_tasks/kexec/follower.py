@@ -6,6 +6,8 @@ import threading
 
 from nixa_tasks.kexec.part import Part
 
+SYNC = 16 << 20
+
 
 class Follower:
     """Hashes a part as its bytes come, in a thread of its own, by reading back what was written:
@@ -25,16 +27,21 @@ class Follower:
 
     def _follow(self) -> None:
         block = memoryview(bytearray(1 << 20))
-        part = self._part
+        part, synced = self._part, 0
         try:
             while not self._stopped:
                 with part.changed:
                     ready = min(part.prefix, self._until or part.prefix) - self._done
-                    if ready < len(block) and self._until is None:
+                    is_idle = ready < len(block) and self._until is None
+                    if is_idle and self._done - synced < SYNC:
                         part.changed.wait(0.1)
                         continue
-                    if ready <= 0:
+                    if ready <= 0 and not is_idle:
                         return
+                if is_idle:  # a slow network leaves time for the disk, so that little is left at the end
+                    part.sync()
+                    synced = self._done
+                    continue
                 count = part.read(block[: min(ready, len(block))], self._done)
                 if count == 0:
                     raise OSError(5, "the file became shorter")

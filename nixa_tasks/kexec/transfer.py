@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.kexec import answers, pace
 from nixa_tasks.kexec.errors import ContentChanged, DiskFull, FetchError, RangesBroken, SourceError
+from nixa_tasks.kexec.lease import Lease, Told, Worker, next_lease
 from nixa_tasks.kexec.limits import Limits
 from nixa_tasks.kexec.pace import Pace
 from nixa_tasks.kexec.part import Part
@@ -29,39 +30,6 @@ _EXTRA_BUFFER = 1 << 17
 _JOIN_SECONDS = 3.0
 
 Progress = Callable[[int, int | None], None]
-
-
-@dataclass(slots=True)
-class Lease:
-    """A piece that one connection fetches: from `pos` to `end`; None is the end of the body."""
-
-    pos: int
-    end: int | None
-
-    @property
-    def left(self) -> int:
-        return 0 if self.end is None else self.end - self.pos
-
-
-@dataclass(slots=True)
-class Worker:
-    """One connection's thread. A retired one gives its lease back at the next byte."""
-
-    thread: threading.Thread | None = None
-    lease: Lease | None = None
-    reply: Reply | None = None
-    is_retired: bool = False
-
-
-@dataclass(slots=True)
-class Told:
-    """What the first answer said of the source, for the other connections."""
-
-    url: str = ""
-    validator: str = ""
-    can_split: bool = False
-    is_framed: bool = True
-    encoding: str = ""
 
 
 @dataclass(slots=True)
@@ -297,20 +265,9 @@ class Transfer:
             lease.pos += good
 
     def _next_lease(self) -> Lease | None:
-        """A piece that nobody fetches: one that was given back, else half of the largest."""
         with self._lock:
-            while self._pool:
-                lease = self._pool.pop()
-                if lease.left > 0:
-                    return lease
-            leases = [worker.lease for worker in self._workers if worker.lease is not None]
-            largest = max(leases, key=lambda lease: lease.left, default=None)
-            if largest is None or largest.end is None or largest.left < self.limits.split:
-                return None
-            middle = largest.pos + largest.left // 2
-            lease = Lease(middle, largest.end)
-            largest.end = middle
-            return lease
+            taken = [worker.lease for worker in self._workers if worker.lease is not None]
+            return next_lease(self._pool, taken, self.limits.split)
 
 
 def _refuse_page(url: str, reply: Reply, head: bytes) -> None:
