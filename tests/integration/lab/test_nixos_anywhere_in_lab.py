@@ -76,7 +76,8 @@ class Field:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab(tmp_path_factory.mktemp("lab"), image_mb=2) as made:
+    # A machine that is back within some 1.5 s is never seen down by either.
+    with Lab(tmp_path_factory.mktemp("lab"), image_mb=2, boot_delay=3) as made:
         made.up(1)
         yield made
 
@@ -182,13 +183,12 @@ def test_a_machine_that_falls_silent_and_is_soon_back_is_never_seen_down(field: 
     assert ran.steps[-1] == "Switching system into kexec"
 
 
-@pytest.mark.parametrize("requested", [1])
-def test_a_url_is_fetched_by_the_machine_itself(field: Field, requested: int) -> None:
+def test_a_url_is_fetched_by_the_machine_itself(field: Field) -> None:
     before = len(field.lab.requests())
     ran = field.run("--phases", "kexec", "--kexec", field.lab.image_url)
     assert ran.status == 0, ran.err
     asked = field.lab.requests()[before:]
-    assert len(asked) == requested
+    assert len(asked) == 1
     assert asked[0]["client"].startswith(field.machine.address)
 
 
