@@ -21,14 +21,18 @@ def _install(folder: Path, program: str) -> Path:
 
 
 @pytest.mark.parametrize(("name", "machine"), [("x86_64-linux", 62), ("aarch64-linux", 183)])
-def test_the_header_names_the_architecture_and_one_segment_that_holds_the_file(name: str, machine: int) -> None:
+def test_the_header_names_the_architecture_and_one_segment_that_holds_the_file(
+    name: str, machine: int
+) -> None:
     data = elf.program("/run/lab/fw/kexec", name)
 
     assert data[:7] == b"\x7fELF\x02\x01\x01"
     kind, found = struct.unpack_from("<HH", data, 16)
     assert (kind, found) == (2, machine)
     entry, program_headers = struct.unpack_from("<QQ", data, 24)
-    load, flags, offset, address, _, in_file, in_memory = struct.unpack_from("<IIQQQQQ", data, program_headers)
+    load, flags, offset, address, _, in_file, in_memory = struct.unpack_from(
+        "<IIQQQQQ", data, program_headers
+    )
     assert (load, flags, offset) == (1, 5, 0)
     assert in_file == in_memory == len(data)
     assert address < entry < address + len(data)

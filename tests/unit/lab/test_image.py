@@ -25,7 +25,9 @@ def _member(path: Path, name: str) -> bytes:
         return stream.read()
 
 
-def test_it_is_the_same_bytes_at_another_time_and_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_the_same_bytes_at_another_time_and_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = tmp_path / "a.tar.gz", tmp_path / "elsewhere" / "b.tar.gz"
     image.write(first, system=system(), megabytes=1)
     monkeypatch.setattr(time, "time", lambda: 2e9)

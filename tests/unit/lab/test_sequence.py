@@ -45,11 +45,15 @@ def test_every_fault_says_what_it_does() -> None:
         ("drop-after:1000", None, ("drop-after", "1000")),
     ],
 )
-def test_a_fault_is_named_with_or_without_its_value(name: str, value: str | None, expected: tuple[str, str]) -> None:
+def test_a_fault_is_named_with_or_without_its_value(
+    name: str, value: str | None, expected: tuple[str, str]
+) -> None:
     assert parse(name, value) == expected
 
 
-@pytest.mark.parametrize(("name", "value"), [("silnt", None), ("silent", "yes"), ("low-memory", "much"), ("", None)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("silnt", None), ("silent", "yes"), ("low-memory", "much"), ("", None)]
+)
 def test_a_fault_that_makes_no_sense_is_refused(name: str, value: str | None) -> None:
     with pytest.raises(LabError):
         parse(name, value)
