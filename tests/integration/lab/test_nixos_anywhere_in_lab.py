@@ -61,7 +61,11 @@ class Field:
         started = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-            env={**self.lab.env(), "PYTHONPATH": str(Path(__file__).parents[3])},
+            env={
+                **self.lab.env(),
+                "PYTHONPATH": str(Path(__file__).parents[3]),
+                "TMPDIR": str(self.lab.root),  # what a killed run leaves there goes with the lab
+            },
         )  # fmt: skip
         status: int | None
         try:
