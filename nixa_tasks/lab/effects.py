@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -12,7 +13,6 @@ from nixa_tasks.lab.errors import LabError
 from nixa_tasks.lab.paths import MachinePaths
 
 _SECONDS = 20.0
-_LEFT = 16 << 10
 _COUNTED_RATE = "100mbit"  # slow enough that a few milliseconds are a few ten thousand bytes
 _FILLER = ".full"
 
@@ -54,7 +54,7 @@ class Effects:
             if name == "unreachable":
                 network.set_dark(self._link, dark=False)
             elif name == "disk-full":
-                self._empty()
+                self.make_room()
             elif init is not None and name in {"slow", "drop-after"}:
                 self._shape(init, None)
             elif init is not None and name == "refuse":
@@ -111,16 +111,22 @@ class Effects:
         if self.layer is None:
             return
         space = os.statvfs(self.layer)
-        if not _is_memory(self.layer):
-            left = space.f_bfree * space.f_frsize - _LEFT
-            if left > 0:
-                with (self.layer / _FILLER).open("ab") as stream:
-                    os.posix_fallocate(stream.fileno(), stream.tell(), left)
+        if _is_memory(self.layer):
+            used = (space.f_blocks - space.f_bfree) * space.f_frsize
+            linux.mount("tmpfs", self.layer, "tmpfs", linux.MS_REMOUNT, f"size={max(used, space.f_frsize)}")
             return
-        used = (space.f_blocks - space.f_bfree) * space.f_frsize
-        linux.mount("tmpfs", self.layer, "tmpfs", linux.MS_REMOUNT, f"size={used + _LEFT}")
+        with (self.layer / _FILLER).open("ab") as stream:
+            step = space.f_bfree * space.f_frsize
+            while step >= space.f_frsize:  # the file system takes some of it for its own books
+                try:
+                    os.posix_fallocate(stream.fileno(), os.fstat(stream.fileno()).st_size, step)
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                    step //= 2
 
-    def _empty(self) -> None:
+    def make_room(self) -> None:
+        """Empty a full disk: before a boot, which fills it again, and when the fault is taken back."""
         if self.layer is None:
             return
         (self.layer / _FILLER).unlink(missing_ok=True)

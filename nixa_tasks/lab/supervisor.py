@@ -107,9 +107,11 @@ class Supervisor:
             layer = self.disk.mounted
             self.disk.mount()
         self.effects.layer = layer
+        if "disk-full" in set_faults:
+            self.effects.make_room()
         try:
             plan = stages.prepare(self.machine, stage, layer, self.disk.device, set_faults)
-        except BrokenInitrd as error:
+        except (BrokenInitrd, OSError) as error:
             self._console(f"the kernel panics: {error}")
             self._release()
             network.set_known(self.lab.bridge, self.address, known=True)
