@@ -217,8 +217,12 @@ class Cache:
         from nixa_tasks.kexec.local import clone
 
         temporary = self.file(sha256, ".copy")
-        clone(old, temporary, is_link_first=True)
-        temporary.replace(new)
+        try:
+            with hold(self.folder / "entries.lock"):  # two processes may want it at once
+                clone(old, temporary, is_link_first=True)
+                temporary.replace(new)
+        except OSError as error:
+            raise NixaError(f"{new} can't be made from {old.name}: {error.strerror or error}") from error
         for path in (old, new):  # linking changed the ctime of both
             self.stamp(sha256, path, Signature.of(path.stat()))
 

@@ -28,7 +28,7 @@ def finished(sha256: str, url: str) -> str:
     """The name of the verified file.
 
     >>> finished("ab" * 32, "https://example.org/x.tar.xz")[-12:]
-    'ababa.tar.xz'
+    'babab.tar.xz'
     """
     return sha256 + suffix_of(url)
 

@@ -121,6 +121,17 @@ def test_another_suffix_is_a_link_not_a_download(cache: Cache, hashed: list[Path
     assert hashed == []
 
 
+def test_many_at_once_may_want_another_suffix(cache: Cache) -> None:
+    other = replace(IMAGE, url="https://elsewhere.example.org/i.tar.xz")
+    found: list[Path | None] = []
+    threads = [threading.Thread(target=lambda: found.append(cache.find(other))) for _ in range(8)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert found == [cache.path(other)] * 8
+
+
 def test_verify_reads_everything_and_removes_what_is_wrong(cache: Cache, hashed: list[Path]) -> None:
     assert cache.verify(IMAGE) == cache.path(IMAGE)
     assert hashed == [cache.path(IMAGE)]
