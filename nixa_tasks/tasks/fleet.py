@@ -150,7 +150,7 @@ def _gc(dry_run: bool) -> None:
     from nixa_tasks.fleet.text import size
     from nixa_tasks.tasks.images import cache
 
-    removed = cache().gc(dry_run=dry_run)
+    removed = cache().gc(dry_run=dry_run, keep=run.manifest().images.values())
     word = "would be removed" if dry_run else "removed"
     lines = [f"{one.path}: {size(one.size)} {word}" for one in removed]
     now = run.current()
