@@ -7,7 +7,7 @@ bytes that are here in the end, whether the file is whole, and the process's pea
 from __future__ import annotations
 
 import json
-import resource
+import re
 import sys
 import time
 from pathlib import Path
@@ -42,7 +42,9 @@ def main(url: str, sha256: str, folder: str, seconds: str = "3600") -> None:
     except NixaError as error:
         is_whole = False
         print(error.render(), file=sys.stderr)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss: a process that was just started has its parent's in it.
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    peak = int(found[1]) * 1024 if found else 0
     print(
         json.dumps({"seconds": time.monotonic() - begun, "bytes": done, "is_whole": is_whole, "peak": peak})
     )

@@ -72,21 +72,43 @@ def _private_in_chroot() -> None:
     """In a chroot / is no mount point, so it can't be made private: climb out, do it, come back."""
     here = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.chroot("/proc" if Path("/proc").is_dir() else "/dev")
-        os.fchdir(here)
-        while True:
-            before = Path().stat()
-            os.chdir("..")
-            after = Path().stat()
-            if (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino):
-                break
-        os.chroot(".")
+        _climb_out()
         with contextlib.suppress(OSError):
             mount("none", Path("/"), None, MS_REC | MS_PRIVATE)
     finally:
         os.fchdir(here)
         os.chroot(".")
         os.close(here)
+
+
+def _climb_out() -> None:
+    """Make the root of the mount namespace this process's root, wherever it was."""
+    here = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    os.chroot("/proc")  # a root below where we stand: `..` leads past it
+    os.fchdir(here)
+    os.close(here)
+    while True:
+        before = Path().stat()
+        os.chdir("..")
+        after = Path().stat()
+        if (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino):
+            break
+    os.chroot(".")
+
+
+def enter_root(target: Path) -> None:
+    """Make the mount `target` the root of the whole mount namespace, and let go of all others; as
+    on a real machine there is nothing outside of it then. Programs such as Nix go back to the root
+    of the namespace for some children, and would leave a mere chroot. Raises OSError."""
+    wanted = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+    _climb_out()
+    os.fchdir(wanted)
+    os.close(wanted)
+    if _libc.pivot_root(b".", b".") == 0:
+        _check(_libc.umount2(b".", MNT_DETACH), "umount of the old root")
+    else:  # a root that can't be left, such as an initramfs
+        os.chroot(".")
+    os.chdir("/")
 
 
 def attach_loop(image: Path) -> tuple[int, int]:

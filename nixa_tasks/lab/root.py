@@ -26,14 +26,14 @@ _DEVICES = {
     "urandom": (1, 9),
     "tty": (5, 0),
 }
-_COVERED = {  # this computer's way to end itself or to look at systemd
+_PROGRAMS = {  # the ways to end the machine, and to look at a systemd that it has not
     "usr/sbin/reboot": "reboot",
     "usr/sbin/poweroff": "poweroff",
     "usr/sbin/halt": "halt",
-    "usr/sbin/kexec": "kexec",
     "usr/bin/systemctl": "systemctl",
     "usr/bin/busybox": "busybox",
 }
+_COVERED = {"usr/sbin/kexec": "kexec"}  # only where this computer has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +133,8 @@ def _cover(upper: Path, root: Root) -> None:
             folder.mkdir(parents=True)
             folder.chmod({"root": 0o700, "tmp": 0o1777, "var/tmp": 0o1777}.get(path, 0o755))
         os.setxattr(folder, "trusted.overlay.opaque", b"y")
-    for path, program in _COVERED.items():
-        if Path("/", path).exists():
+    for path, program in (_PROGRAMS | _COVERED).items():
+        if path in _PROGRAMS or Path("/", path).exists():
             link = upper / path
             link.parent.mkdir(parents=True, exist_ok=True)
             if not link.is_symlink():

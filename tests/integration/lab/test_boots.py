@@ -44,7 +44,8 @@ class Practice:
             timeout=10,
             check=True,
         )
-        return " ".join(done.stdout.split()[1:3])
+        keys = [line.split() for line in done.stdout.splitlines() if not line.startswith("#")]
+        return " ".join(keys[0][1:3]) if keys else ""
 
     def nix(self, *args: str) -> str:
         done = subprocess.run(
