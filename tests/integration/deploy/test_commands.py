@@ -1,0 +1,84 @@
+"""Every command of the README, run on practice machines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from tests.integration.deploy.conftest import Fleet
+
+pytestmark = pytest.mark.lab
+
+
+def gets(fleet: Fleet) -> int:
+    return sum(1 for one in fleet.lab.requests() if one["method"] == "GET")
+
+
+def test_the_first_steps_of_the_readme(fleet: Fleet) -> None:
+    """pin, reach, plan, deploy: from a manifest whose pin is not right yet."""
+    manifest = fleet.flake / "hosts.toml"
+    text = manifest.read_text()
+    wrong = text.replace(fleet.lab.image_sha256, "sha256-" + "A" * 43 + "=")
+    assert wrong != text
+    manifest.write_text(wrong)
+    image = next(line for line in text.splitlines() if line.startswith("[kexec."))[7:-1]
+    assert fleet.lab.image_sha256 in fleet.doit(f"pin:{image}")
+    assert manifest.read_text() == text
+    assert gets(fleet) == 1
+    assert "is pinned" not in fleet.doit("reach:web1")
+    assert "install" in fleet.doit("plan")
+    fleet.doit("deploy:web1")
+    assert gets(fleet) == 1, "what pin has fetched is not fetched again"
+
+
+def test_day_to_day(fleet: Fleet) -> None:
+    fleet.doit("deploy:web*")
+    fleet.change("web1", '{ message = "new"; }\n')
+    assert "switched" in fleet.doit("deploy", "--on", "web1 or web2")
+    assert "current" in fleet.doit("-a", "deploy:web1")
+    rows = json.loads(fleet.doit("status", "--live", "--json"))["hosts"]
+    assert {row["state"] for row in rows} == {"current"}
+    fleet.doit("rollback:web1")
+    assert [one["mode"] for one in json.loads(fleet.doit("history:web1", "--json"))["deploys"]] == [
+        "install", "switch", "rollback",
+    ]  # fmt: skip
+    fleet.doit("reinstall:web2", "--yes-wipe", "web2")
+    assert fleet.lab.machines["web2"].wipes() == 2
+    assert "SHA256:" in fleet.doit("trust:web3")
+
+
+def test_images_are_fetched_verified_and_removed(fleet: Fleet) -> None:
+    fleet.doit("kexec")
+    assert gets(fleet) == 1
+    assert "nothing to do" in fleet.doit("kexec")
+    image = fleet.doit("list", "--all").split("checksum:")[1].split()[0]
+    assert "as pinned" in fleet.doit(f"checksum:{image}")
+    size = fleet.lab.image.stat().st_size
+    freed = fleet.doit("clean:kexec")
+    assert int(freed.split("clean:kexec: ")[1].split()[0]) >= size
+    assert "removed" in fleet.doit("gc", "--dry-run")
+    fleet.doit("kexec")
+    assert gets(fleet) == 2
+
+
+def test_what_changes_no_output_contacts_nobody(fleet: Fleet) -> None:
+    fleet.doit("deploy")
+    before, seen = fleet.contacts(), gets(fleet)
+    manifest = fleet.flake / "hosts.toml"
+    # Another pin, an image that nobody has: a machine is never re-installed for it.
+    manifest.write_text(manifest.read_text().replace(fleet.lab.image_sha256, "sha256-" + "A" * 43 + "="))
+    assert "nothing to do" in fleet.doit("deploy") or fleet.contacts() == before
+    with (fleet.flake / "flake.nix").open("a") as file:
+        file.write("# a comment that changes no output\n")
+    fleet.doit("deploy")
+    assert fleet.contacts() == before
+    for database in fleet.flake.glob(".nixa/doit.db*"):
+        database.unlink()
+    systems = {name: machine.current_system() for name, machine in fleet.lab.machines.items()}
+    fleet.doit("deploy")
+    assert {name: machine.current_system() for name, machine in fleet.lab.machines.items()} == systems
+    assert gets(fleet) == seen
+    shutil.rmtree(fleet.flake / ".nixa")
+    assert fleet.doit("deploy").count("current") >= 3

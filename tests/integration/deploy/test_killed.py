@@ -1,0 +1,79 @@
+"""doit killed in the middle of each step: the next run finishes the job, and wipes nothing twice
+that was finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.integration.deploy.conftest import Fleet
+
+pytestmark = pytest.mark.lab
+
+
+def kill_in(fleet: Fleet, step: str, *, seconds: float = 60) -> None:
+    """Start a deploy of web1, and kill doit's process once that step has begun."""
+    journal = fleet.flake / ".nixa/journal.jsonl"
+    start = journal.stat().st_size if journal.exists() else 0
+    child = subprocess.Popen(
+        (sys.executable, "-m", "doit", "deploy:web1"),
+        cwd=fleet.flake,
+        env=fleet.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        until = time.monotonic() + seconds
+        while not has_begun(fleet, start, step):
+            assert child.poll() is None, f"the deploy ended before {step}"
+            assert time.monotonic() < until, step
+            time.sleep(0.01)
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def has_begun(fleet: Fleet, start: int, step: str) -> bool:
+    journal = fleet.flake / ".nixa/journal.jsonl"
+    if not journal.exists():
+        return False
+    with journal.open("rb") as file:
+        file.seek(start)
+        lines = file.read().splitlines()
+    return any(one["event"] == "begin" and one["step"] == step for one in map(json.loads, lines))
+
+
+@pytest.mark.parametrize(
+    "step", ["evaluate", "build", "kexec", "upload", "copy disko", "disko", "copy", "install", "verify"]
+)
+def test_an_installation_that_was_killed_is_finished_by_the_next_run(fleet: Fleet, step: str) -> None:
+    kill_in(fleet, step)
+    fleet.doit("deploy:web1")
+    web1 = fleet.lab.machines["web1"]
+    assert web1.stage == "installed"
+    output = json.loads((fleet.flake / ".nixa/hosts/web1/output.json").read_text())
+    assert web1.current_system() == output["toplevel"]["out"]
+    if step == "verify":
+        assert web1.wipes() == 1
+    assert "nothing to do" in fleet.doit("deploy:web1")
+
+
+@pytest.mark.parametrize("step", ["evaluate", "build", "copy", "switch"])
+def test_a_switch_that_was_killed_is_finished_by_the_next_run(fleet: Fleet, step: str) -> None:
+    manifest = fleet.flake / "hosts.toml"
+    manifest.write_text(manifest.read_text().replace("[defaults]", "[defaults]\nconfirm_timeout = 5"))
+    fleet.doit("deploy:web1")
+    fleet.change("web1", '{ message = "another"; }\n')
+    kill_in(fleet, step)
+    fleet.doit("deploy:web1")
+    web1 = fleet.lab.machines["web1"]
+    output = json.loads((fleet.flake / ".nixa/hosts/web1/output.json").read_text())
+    assert web1.current_system() == output["toplevel"]["out"]
+    assert web1.wipes() == 1
