@@ -36,6 +36,7 @@ class _Row:
     since: float = field(default_factory=time.monotonic)
     outcome: str = ""
     seconds: float = 0.0
+    is_work: bool = False
 
 
 class Live:
@@ -73,19 +74,22 @@ class Live:
             if event.kind is Kind.PROGRESS:
                 self._progress(event)
                 return
-            row = self._rows.setdefault(event.host, _Row())
+            row = self._rows.setdefault(event.host or "flake", _Row())
             match event.kind:
                 case Kind.BEGIN if event.step in _WORK:
-                    row.since = time.monotonic()
+                    row.since, row.is_work = time.monotonic(), True
                 case Kind.BEGIN:
-                    row.current, row.said = event.step, event.text
+                    row.current, row.said, row.outcome = event.step, event.text, ""
                 case Kind.NOTE:
                     row.said = event.text
                 case Kind.END if event.step in _WORK:
                     row.outcome, row.seconds, row.current = event.outcome, event.seconds, ""
                 case Kind.END:
                     mark = _MARKS.get(event.outcome, ("?", ""))[0]
-                    row.stages.append(f"{mark} {event.step}")
+                    if row.stages[-1:] != [f"{mark} {event.step}"]:  # an image is asked for by each host
+                        row.stages.append(f"{mark} {event.step}")
+                    if not row.is_work:
+                        row.outcome, row.seconds = event.outcome, event.seconds
                     row.current, row.said = "", event.text or row.said
                     self._end_bar(event.host, event.step)
 
@@ -111,7 +115,12 @@ class Live:
             row = rows[name]
             mark, style = _MARKS.get(row.outcome, ("•", "cyan"))
             took = text.duration(row.seconds if row.outcome else time.monotonic() - row.since)
-            stages = Text("  ".join(row.stages[-4:]), style="dim", overflow="ellipsis", no_wrap=True)
+            stages = Text(
+                "  ".join(row.stages[-4 if self._console.width >= 100 else -2 :]),
+                style="dim",
+                overflow="ellipsis",
+                no_wrap=True,
+            )
             if row.current:
                 stages.append(f"  {row.current} …", style="not dim cyan")
             grid.add_row(

@@ -3,12 +3,14 @@ that was finished."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -77,3 +79,44 @@ def test_a_switch_that_was_killed_is_finished_by_the_next_run(fleet: Fleet, step
     output = json.loads((fleet.flake / ".nixa/hosts/web1/output.json").read_text())
     assert web1.current_system() == output["toplevel"]["out"]
     assert web1.wipes() == 1
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("step", ["kexec", "disko", "install"])
+def test_a_signal_ends_everything_in_order(
+    fleet: Fleet, step: str, number: signal.Signals, status: int
+) -> None:
+    """No traceback, no orphan, the right exit status; and the next run goes on."""
+    child = subprocess.Popen(
+        (sys.executable, "-m", "doit", "deploy:web1"),
+        cwd=fleet.flake,
+        env=fleet.environment() | {"NIXA_TEST_MARK": str(fleet.home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    until = time.monotonic() + 60
+    while not has_begun(fleet, 0, step):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    child.send_signal(number)
+    said, _ = child.communicate(timeout=30)
+    assert child.returncode == status, said
+    assert "Traceback" not in said
+    assert "stopped" in said
+    assert not processes_of(fleet), "what was started has ended"
+    lines = (fleet.flake / ".nixa/journal.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["event"] == "end"
+    fleet.doit("deploy:web1")
+    assert fleet.lab.machines["web1"].stage == "installed"
+
+
+def processes_of(fleet: Fleet) -> list[str]:
+    """The command lines of what still runs with this test's mark in its environment."""
+    mark = f"NIXA_TEST_MARK={fleet.home}".encode()
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (place / "environ").read_bytes().split(b"\0"):
+                found.append((place / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found

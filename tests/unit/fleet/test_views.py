@@ -1,0 +1,108 @@
+"""What people look at: plain lines, the live table, the end of a run, numbers."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from nixa_tasks.errors import NixaError
+from nixa_tasks.fleet import text
+from nixa_tasks.fleet.live import Live
+from nixa_tasks.fleet.reporter import Lines, Result, summary, wants_colour
+from nixa_tasks.state.journal import Event, Journal, Kind
+
+
+def test_plain_lines_name_the_host_first() -> None:
+    stream = io.StringIO()
+    view = Lines(stream)
+    view(Event(Kind.BEGIN, "web1", "deploy"))
+    view(Event(Kind.BEGIN, "web1", "reach"))
+    view(Event(Kind.END, "web1", "reach", outcome="done", seconds=0.25))
+    view(Event(Kind.NOTE, "web1", "decide", "install: it does not run NixOS"))
+    view(Event(Kind.END, "web1", "deploy", "no way", outcome="failed", seconds=75))
+    assert stream.getvalue().splitlines() == [
+        "web1: reach …",
+        "web1: reach: done in 0.2 s",
+        "web1: decide: install: it does not run NixOS",
+        "web1: deploy: failed after 1 min 15 s: no way",
+    ]
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_the_live_table_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("LINES", "24")
+    stream = io.StringIO()
+    view = Live(stream, colour=False)
+    try:
+        for number in range(40):
+            view(Event(Kind.BEGIN, f"web{number}", "deploy"))
+            view(Event(Kind.BEGIN, f"web{number}", "reach"))
+            view(Event(Kind.END, f"web{number}", "reach", outcome="done", seconds=1))
+        view(Event(Kind.BEGIN, "web1", "upload"))
+        view(Event(Kind.PROGRESS, "web1", "upload", done=10_000_000, total=350_000_000))
+        with view._console.capture() as shown:
+            view._console.print(view._draw())
+    finally:
+        view.close()
+    lines = shown.get().splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= columns
+    assert "web1" in shown.get()
+    assert "more" in shown.get()
+    assert "350" in shown.get()
+
+
+def test_the_end_shows_every_error_in_full_and_one_table() -> None:
+    error = NixaError("it broke", host="web2", tail=("why",), log=Path("/x.log"), hint="mend it")
+    lines = summary(
+        [Result("web1", "installed", "x" * 200, 12), Result("web2", "failed", "it broke")], [error], 80
+    )
+    shown = "\n".join(lines)
+    assert "web2: it broke\n    | why\n    whole log: /x.log\n    what to do: mend it" in shown
+    assert max(map(len, lines)) <= 80
+    assert "web1  installed  12 s" in shown
+
+
+def test_no_colour_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def terminal() -> io.StringIO:
+        stream = io.StringIO()
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+        return stream
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert wants_colour(terminal())
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not wants_colour(terminal())
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert not wants_colour(terminal())
+    assert not wants_colour(io.StringIO())
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (350e6, "350 MB"), (2.5e12, "2.5 TB")]
+)
+def test_sizes(count: float, shown: str) -> None:
+    assert text.size(count) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")],
+)
+def test_durations(seconds: float, shown: str) -> None:
+    assert text.duration(seconds) == shown
+
+
+def test_a_journal_keeps_a_line_for_a_step_begun_and_one_for_its_end(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    with pytest.raises(NixaError), journal.step("web1", "copy"):
+        raise NixaError("cut")
+    begun, ended = journal.path.read_text().splitlines()
+    assert '"event": "begin"' in begun
+    assert '"outcome": "failed"' in ended
+    assert '"text": "cut"' in ended
