@@ -148,11 +148,14 @@ def situation(work: Work, asked: Asked, wanted: str | None) -> Situation:
 
 
 def _act(order: Order, work: Work, started: Started) -> Done:
+    """Decide and do it, under the host's lock. That holds for a host that runs the wanted system
+    too: a switch whose controller died may be about to go back from it."""
     wanted = _earlier(work) if order.asked is Asked.ROLLBACK else work.wanted
     decision = _decide(order, work, wanted)
-    if decision.action is Action.CURRENT:
-        return Done(decision.action, decision.reason, _adopt(work, started))
     _build(order, work, decision)
+    if work.reached.facts.elevation is None and decision.action is Action.CURRENT:
+        return Done(decision.action, decision.reason, _adopt(work, started))
+    install.check_root(work)
     with lock.held(
         work.reached.ssh,
         timeout=order.host.lock_timeout,
@@ -162,8 +165,6 @@ def _act(order: Order, work: Work, started: Started) -> Done:
             facts = reach.ask_again(work.reached.ssh)
             work = dataclasses.replace(work, reached=dataclasses.replace(work.reached, facts=facts))
             decision = _decide(order, work, wanted)
-            if decision.action is Action.CURRENT:
-                return Done(decision.action, decision.reason, _adopt(work, started))
             _build(order, work, decision)
         return Done(decision.action, decision.reason, _change(order, work, decision, wanted, started))
 
@@ -194,7 +195,7 @@ def _refusal_hint(work: Work, decision: Decision) -> str | None:
 
 def _build(order: Order, work: Work, decision: Decision) -> None:
     """Have the closures before the host's lock is taken: building may take long."""
-    if order.asked is Asked.ROLLBACK:
+    if order.asked is Asked.ROLLBACK or decision.action is Action.CURRENT:
         return
     order.suppliers.system(work)
     if decision.action is Action.INSTALL:
@@ -208,8 +209,10 @@ def _change(order: Order, work: Work, decision: Decision, wanted: str | None, st
             return _install(order, work, started)
         case Action.SWITCH:
             return _switch(order, work, wanted or work.wanted, started)
-        case Action.CURRENT | Action.REFUSE:
-            raise AssertionError(decision)
+        case Action.CURRENT:
+            return _adopt(work, started)
+        case Action.REFUSE:
+            raise AssertionError(decision)  # _decide has raised
         case _ as never:
             assert_never(never)
 
@@ -221,7 +224,6 @@ def _install(order: Order, work: Work, started: Started) -> Receipt:
 
 
 def _switch(order: Order, work: Work, new: str, started: Started) -> Receipt:
-    install.check_root(work)
     if order.asked is Asked.ROLLBACK:
         return switch.switch(work, new, How.ROLLBACK, started, wanted=new, drv=None)
     system = order.suppliers.system(work)

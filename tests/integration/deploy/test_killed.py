@@ -81,6 +81,38 @@ def test_a_switch_that_was_killed_is_finished_by_the_next_run(fleet: Fleet, step
     assert web1.wipes() == 1
 
 
+def test_a_system_that_was_not_confirmed_is_not_taken_for_deployed(fleet: Fleet) -> None:
+    """Killed after the activation and before the word that keeps it: the host is about to go back,
+    so the next run waits for that and switches again."""
+    manifest = fleet.flake / "hosts.toml"
+    text = manifest.read_text().replace("[defaults]", "[defaults]\nconfirm_timeout = 6")
+    manifest.write_text(text.replace("[hosts.web1]", '[hosts.web1]\nchecks = [{ command = "sleep 2" }]'))
+    fleet.doit("deploy:web1")
+    web1 = fleet.lab.machines["web1"]
+    old = web1.current_system()
+    fleet.change("web1", '{ message = "another"; }\n')
+    child = subprocess.Popen(
+        (sys.executable, "-m", "doit", "deploy:web1"),
+        cwd=fleet.flake,
+        env=fleet.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    until = time.monotonic() + 60
+    while web1.current_system() == old:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert "the host itself still watches" in fleet.doit("deploy:web1")
+    output = json.loads((fleet.flake / ".nixa/hosts/web1/output.json").read_text())
+    time.sleep(7)  # longer than any guard may still wait
+    assert web1.current_system() == output["toplevel"]["out"] != old
+    outcomes = [one["outcome"] for one in json.loads(fleet.doit("history:web1", "--json"))["deploys"]]
+    assert outcomes == ["done", "rolled-back", "done"]
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("step", ["kexec", "disko", "install"])
 def test_a_signal_ends_everything_in_order(
