@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
+from nixa_tasks import nix
 from nixa_tasks.deploy import copy, install, receipts, switch
 from nixa_tasks.deploy.decide import Action, Asked, Decision, Situation, decide
 from nixa_tasks.deploy.receipts import Started
@@ -27,9 +28,6 @@ from nixa_tasks.target.hostkey import KnownHosts
 from nixa_tasks.target.probe import Os
 from nixa_tasks.target.ssh import Ssh
 
-_HISTORY = """
-tail -n 200 /var/lib/nixa/history.jsonl 2>/dev/null | tail -c 262144
-"""
 _IS_SYSTEM = '[ -x "$1/bin/switch-to-configuration" ]'
 _GENERATIONS = """
 cd /nix/var/nix/profiles && live=$(readlink -f /run/current-system) &&
@@ -251,27 +249,15 @@ def _earlier(work: Work) -> str | None:
     ssh, live = work.reached.ssh, work.reached.facts.system
     if work.reached.facts.os is not Os.NIXOS:
         return None
-    said = ssh.run(_HISTORY, root=True, deadline=60, check=False, what="history").stdout
-    for line in reversed(said.splitlines()):
-        receipt = receipt_of(line)
-        if receipt is None or receipt.out in (None, live):
+    for receipt in reversed(receipts.read_history(ssh, root=True)):
+        if receipt.out is None or receipt.out == live or not nix.is_store_path(receipt.out):
             continue
-        with_it = ssh.run(_IS_SYSTEM, receipt.out or "", deadline=30, check=False, what="history")
-        if with_it.is_ok:
+        if ssh.run(_IS_SYSTEM, receipt.out, deadline=30, check=False, what="history").is_ok:
             return receipt.out
     try:
         return ssh.run(_GENERATIONS, deadline=60, what="generations").stdout.strip() or None
     except CommandFailed:
         return None
-
-
-def receipt_of(line: str) -> Receipt | None:
-    """One line of a history, which a host sent: None where it is not a receipt."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return Receipt.from_json(value) if isinstance(value, dict) else None
 
 
 def is_deployed(host: Host, output: Output | None, receipt: Receipt | None) -> bool:

@@ -18,6 +18,8 @@ cat >.receipt.new
 [ -z "$1" ] || cat .receipt.new >>history.jsonl
 sync; mv -f .receipt.new receipt.json
 """
+# The first line may be cut by the limit; it is no receipt then.
+_HISTORY = "tail -n 200 /var/lib/nixa/history.jsonl 2>/dev/null | tail -c 262144"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,25 @@ def write_remote(ssh: Ssh, receipt: Receipt, *, history: bool = True) -> None:
     ssh.run(
         _WRITE, "yes" if history else "", root=True, deadline=60, stdin=line(receipt).encode(), what="receipt"
     )
+
+
+def parse(text: str) -> Receipt | None:
+    """One receipt as a host sent it: None where it is none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return Receipt.from_json(value) if isinstance(value, dict) else None
+
+
+def read_history(ssh: Ssh, *, root: bool) -> list[Receipt]:
+    """The host's last receipts, oldest first. Raises Unreachable."""
+    done = ssh.run(_HISTORY, root=root, deadline=60, check=False, what="history")
+    return parse_history(done.stdout.splitlines())
+
+
+def parse_history(lines: list[str]) -> list[Receipt]:
+    return [receipt for line in lines if (receipt := parse(line)) is not None]
 
 
 def write_local(work: Work, receipt: Receipt) -> None:

@@ -26,6 +26,7 @@ from nixa_tasks.target.ssh import Ssh, Unreachable
 _LIMIT_FACTOR = 5  # an activation that is seen to be alive may take so many confirm_timeouts
 _POLL_SECONDS = 1.0
 _GO_BACK_SECONDS = 120.0
+_ENDS = (Outcome.DONE, Outcome.ROLLED_BACK)  # after these the host has written a receipt
 
 _LAUNCH = """
 set -eu; umask 077; mkdir -p /run/nixa; folder=/run/nixa/switch-$1; mkdir "$folder"; cd "$folder"
@@ -42,6 +43,7 @@ for file in activated outcome reason; do [ ! -e $file ] || echo "$file=$(head -c
 """
 _SAY = 'cd "/run/nixa/switch-$1" && printf "%s\\n" "$3" >"$2.new" && mv -f "$2.new" "$2"'
 _LOGS = 'cd "/run/nixa/switch-$1" && tail -n 40 activation.log rollback.log guard.log 2>/dev/null; true'
+_RECEIPT = "head -c 65536 /var/lib/nixa/receipt.json"
 _LIVE = "readlink -f /run/current-system"
 
 
@@ -63,6 +65,11 @@ class _Guard:
     def say(self, word: str, text: str) -> None:
         self.ssh.run(_SAY, self.run, word, text, root=True, shared=False, deadline=20, what="switch")
 
+    def receipt(self) -> Receipt | None:
+        """The receipt that the host wrote; None where it can't be had or read."""
+        done = self.ssh.run(_RECEIPT, root=True, shared=False, deadline=20, check=False, what="switch")
+        return receipts.parse(done.stdout)
+
     def logs(self) -> tuple[str, ...]:
         done = self.ssh.run(_LOGS, self.run, root=True, shared=False, deadline=20, check=False, what="switch")
         return tuple(done.stdout.splitlines())
@@ -83,27 +90,14 @@ def switch(work: Work, new: str, how: How, started: Started, *, wanted: str, drv
         _launch(work, guard, new, done, back)
         trouble = _watch(work, guard, new, failed_before)
         outcome, reason = _await_outcome(work, guard, confirmed=trouble is None)
+        theirs = guard.receipt() if outcome in _ENDS else None
         for line in guard.logs() if outcome else ():
             work.log(line)
-    match outcome:
-        case "done":
-            receipt = done
-        case "rolled-back":
-            receipt = receipts.make(
-                work,
-                started,
-                how,
-                out=work.reached.facts.system,
-                outcome=Outcome.ROLLED_BACK,
-                wanted=wanted,
-                drv=drv,
-            )
-        case _:
-            receipt = receipts.make(
-                work, started, how, out=None, outcome=Outcome.FAILED, wanted=wanted, drv=drv
-            )
+    ended = Outcome(outcome) if outcome in _ENDS else Outcome.FAILED
+    out = {Outcome.DONE: new, Outcome.ROLLED_BACK: work.reached.facts.system}.get(ended)
+    receipt = theirs or receipts.make(work, started, how, out=out, outcome=ended, wanted=wanted, drv=drv)
     receipts.write_local(work, receipt)
-    if outcome == "done":
+    if ended is Outcome.DONE:
         return receipt
     raise _error(work, outcome, reason or trouble or "")
 
@@ -153,7 +147,9 @@ def _watch(work: Work, guard: _Guard, new: str, failed_before: frozenset[str]) -
         try:
             state = guard.look()
             seen = time.monotonic()
-        except Unreachable as error:
+        except Interrupted:
+            raise
+        except NixaError as error:  # whatever ssh ends with: the host decides, not this connection
             if time.monotonic() - seen > host.confirm_timeout:
                 return f"the host could not be reached after the switch ({error.what})"
             process.sleep(_POLL_SECONDS)
@@ -180,7 +176,9 @@ def _prove(work: Work, guard: _Guard, new: str, failed_before: frozenset[str]) -
                 note=lambda text: work.journal.note(work.host.name, "check", text),
             )
     except NixaError as error:
-        if not isinstance(error, Unreachable | Interrupted):
+        if isinstance(error, Interrupted):
+            raise
+        if not isinstance(error, Unreachable):
             _try_to_say(guard, "abort", error.what, work.host.confirm_timeout)
         return error.what
     return _try_to_say(guard, "confirm", "yes", work.host.confirm_timeout)
@@ -211,7 +209,9 @@ def _try_to_say(guard: _Guard, word: str, text: str, seconds: float) -> str | No
     while True:
         try:
             guard.say(word, text)
-        except Unreachable as error:
+        except Interrupted:
+            raise
+        except NixaError as error:
             if time.monotonic() > until:
                 return f"the host could not be reached to {word}: {error.what}"
             process.sleep(_POLL_SECONDS)
@@ -225,6 +225,8 @@ def _await_outcome(work: Work, guard: _Guard, *, confirmed: bool) -> tuple[str, 
     while time.monotonic() < until:
         try:
             state = guard.look()
+        except Interrupted:
+            raise
         except NixaError:
             process.sleep(_POLL_SECONDS)
             continue

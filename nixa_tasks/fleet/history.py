@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from nixa_tasks.deploy.deploy import receipt_of
+from nixa_tasks.deploy.receipts import parse_history, read_history
 from nixa_tasks.errors import NixaError
 from nixa_tasks.fleet import text
 from nixa_tasks.manifest.model import Host
@@ -13,8 +13,6 @@ from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.receipt import Receipt
 from nixa_tasks.target.hostkey import KnownHosts
 from nixa_tasks.target.reach import connect
-
-_READ = "tail -n 200 /var/lib/nixa/history.jsonl 2>/dev/null | tail -c 262144"
 
 
 def read(layout: Layout, host: Host, folder: Path) -> tuple[list[Receipt], str]:
@@ -24,16 +22,12 @@ def read(layout: Layout, host: Host, folder: Path) -> tuple[list[Receipt], str]:
     except NixaError as error:
         place = layout.host(host.name).history
         lines = place.read_text().splitlines() if place.exists() else []
-        return _receipts(lines), f"remembered here, since {host.name} was not reached: {error.what}"
+        return parse_history(lines), f"remembered here, since {host.name} was not reached: {error.what}"
     try:
-        done = reached.ssh.run(_READ, root=reached.facts.elevation is not None, deadline=60, check=False)
-        return _receipts(done.stdout.splitlines()), "the host's own record"
+        is_root = reached.facts.elevation is not None
+        return read_history(reached.ssh, root=is_root), "the host's own record"
     finally:
         reached.ssh.disconnect()
-
-
-def _receipts(lines: list[str]) -> list[Receipt]:
-    return [receipt for line in lines if (receipt := receipt_of(line)) is not None]
 
 
 def render(host: str, receipts: list[Receipt], source: str, *, as_json: bool) -> str:

@@ -84,6 +84,8 @@ def test_a_bad_system_is_taken_back_by_the_host(fleet: Fleet, activation: str) -
     receipt = json.loads((fleet.flake / ".nixa/hosts/web1/deployed.json").read_text())
     assert receipt["outcome"] == "rolled-back"
     assert receipt["out"] == good
+    there = fleet.lab.machines["web1"].exec(["cat", "/var/lib/nixa/receipt.json"]).stdout
+    assert json.loads(there) == receipt, "the same on both sides"
 
 
 def test_a_machine_with_another_key_is_not_touched(fleet: Fleet) -> None:
