@@ -119,7 +119,6 @@ class Reporter:
     def __init__(self, outstream: TextIO, options: object) -> None:
         self._out = outstream
         self._view: View | None = None
-        self._subtasks_failed: list[tuple[str, str]] = []
         self._runtime_errors: list[str] = []
         self._started = time.monotonic()
         self._silent = False
@@ -149,8 +148,11 @@ class Reporter:
         self._view(event)
 
     def get_status(self, task: Any) -> None: ...
+
     def execute_task(self, task: Any) -> None: ...
+
     def add_success(self, task: Any) -> None: ...
+
     def skip_ignore(self, task: Any) -> None:
         if not task.has_subtask:
             self._out.write(f"{task.name}: ignored, as you told doit (doit forget {task.name} undoes it)\n")

@@ -120,7 +120,10 @@ def _task(family: str, name: str, function: Any, doc: str, **more: Any) -> Task:
 
 def _is_cached(name: str) -> bool:
     image = run.manifest().images[name]
-    return isinstance(image, UrlImage) and cache().find(image) is not None
+    if not isinstance(image, UrlImage) or cache().find(image) is None:
+        return False
+    cache().record_pin(image, run.manifest().path)  # another project's file may serve this one too
+    return True
 
 
 def _fetch(name: str) -> None:

@@ -11,18 +11,20 @@ import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nixa_tasks import process
 from nixa_tasks.errors import UsageError
-from nixa_tasks.flake.evaluate import Evaluation, Output
-from nixa_tasks.flake.fingerprint import Fingerprint
 from nixa_tasks.manifest.load import is_found_valid, load
 from nixa_tasks.manifest.model import Fleet, Host, Manifest
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.receipt import Receipt
 from nixa_tasks.state.stamps import read_json
-from nixa_tasks.target.reach import run_folder
+
+if TYPE_CHECKING:
+    from nixa_tasks.flake.evaluate import Evaluation, Output
+    from nixa_tasks.flake.fingerprint import Fingerprint
 
 MANIFEST = "hosts.toml"
 _CHECK_SECONDS = 300.0
@@ -49,6 +51,8 @@ class Run:
         """This run's private folder for sockets, keys and scripts."""
         with self._lock:
             if self._folder is None:
+                from nixa_tasks.target.reach import run_folder
+
                 self._folder = self._open.enter_context(run_folder())
             return self._folder
 
@@ -89,8 +93,9 @@ class Run:
 
     def remembered_output(self, host: str) -> Output | None:
         """What output.json says, whether or not the flake has changed since."""
-        value = read_json(self.layout.host(host).output)
-        return None if value is None else Output.from_json(value)
+        from nixa_tasks.flake.output import remembered
+
+        return remembered(self.layout, host)
 
     def receipt(self, host: str) -> Receipt | None:
         """The receipt of the last deploy, as remembered here."""
