@@ -16,7 +16,8 @@ from nixa_tasks.deploy.receipts import Started
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.flake.evaluate import Output
-from nixa_tasks.manifest.model import Host, Image, Manifest
+from nixa_tasks.kexec.image import Obtained
+from nixa_tasks.manifest.model import Host, Manifest
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.lock import locked
@@ -45,13 +46,13 @@ class Refused(NixaError):
 class Suppliers:
     """What a deploy asks for only when its decision needs it: built closures and a kexec image.
 
-    `system` and `disko` build and root a closure; `image` gives the declared image, its
-    verified tarball, looked into for the host's architecture, and the SHA-256 in hex.
+    `system` and `disko` build and root a closure; `image` gives a verified tarball,
+    looked into for the host's architecture.
     """
 
     system: Callable[[Work], Path]
     disko: Callable[[Work], Path]
-    image: Callable[[Work], tuple[Image, Path, str]]
+    image: Callable[[Work], Obtained]
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +217,8 @@ def _change(order: Order, work: Work, decision: Decision, wanted: str | None, st
 
 
 def _install(order: Order, work: Work, started: Started) -> Receipt:
-    declared, image, digest = order.suppliers.image(work) if install.needs_image(work) else (None, None, None)
-    parts = install.Parts(order.suppliers.system(work), order.suppliers.disko(work), image, digest, declared)
+    image = order.suppliers.image(work) if install.needs_image(work) else None
+    parts = install.Parts(order.suppliers.system(work), order.suppliers.disko(work), image)
     return install.install(work, parts, started)
 
 

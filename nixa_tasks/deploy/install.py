@@ -18,7 +18,8 @@ from nixa_tasks.deploy.secrets import Provided
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import NixaError
 from nixa_tasks.kexec import deliver
-from nixa_tasks.manifest.model import Image, KexecPhase
+from nixa_tasks.kexec.image import Obtained
+from nixa_tasks.manifest.model import KexecPhase
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 from nixa_tasks.target import hostkey, reach
 from nixa_tasks.target.hostkey import Expectation, KnownHosts, Trust
@@ -40,14 +41,11 @@ _LEAST_MEMORY = 900 << 20  # nixos-anywhere asks for 1 GB; firmware and kernel k
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What an installation brings along. The three of the image are None where the host is in the
-    installer already; `declared` is the one of hosts.toml, `image` the verified file."""
+    """What an installation brings along. There is no image where the host is in the installer."""
 
     system: Path
     disko: Path
-    image: Path | None
-    image_sha256: str | None
-    declared: Image | None
+    image: Obtained | None
 
 
 def check_host(work: Work) -> None:
@@ -109,7 +107,7 @@ def _all_by_nixos_anywhere(work: Work, parts: Parts, provided: Provided) -> None
         ("kexec", "disko", "install"),
         parts.disko,
         parts.system,
-        parts.image,
+        parts.image.path if parts.image else None,
         provided.extra_files,
         provided.keys,
     )
@@ -119,12 +117,11 @@ def _all_by_nixos_anywhere(work: Work, parts: Parts, provided: Provided) -> None
 def _boot_installer(work: Work, parts: Parts) -> None:
     """nixa's own kexec phase: the image there, checked there, then the jump and the wait."""
     name, journal, ssh, facts = work.host.name, work.journal, work.reached.ssh, work.reached.facts
-    if parts.image is None or parts.declared is None:
+    if parts.image is None:
         raise NixaError("there is no image to boot the installer from", host=name)
-    parcel = deliver.Parcel(parts.declared, parts.image, parts.image_sha256 or "")
     with journal.step(name, "upload"):
         delivered = deliver.deliver(
-            ssh, parcel, tools=facts.tools, log=work.log,
+            ssh, parts.image, tools=facts.tools, log=work.log,
             progress=lambda done, total: journal.progress(name, "upload", done, total),
             note=lambda text: journal.note(name, "upload", text),
         )  # fmt: skip
@@ -200,7 +197,12 @@ def finish(work: Work, parts: Parts, started: Started) -> Receipt:
             note=lambda text: journal.note(name, "check", text),
         )
         receipt = receipts.make(
-            work, started, How.INSTALL, out=work.wanted, outcome=Outcome.DONE, kexec_sha256=parts.image_sha256
+            work,
+            started,
+            How.INSTALL,
+            out=work.wanted,
+            outcome=Outcome.DONE,
+            kexec_sha256=parts.image.sha256 if parts.image else None,
         )
         receipts.write_remote(installed.ssh, receipt)
         receipts.write_local(work, receipt)

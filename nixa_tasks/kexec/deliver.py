@@ -14,7 +14,9 @@ from pathlib import Path
 
 from nixa_tasks import process
 from nixa_tasks.errors import CommandFailed, NixaError
-from nixa_tasks.manifest.model import Deliver, Image, UrlImage
+from nixa_tasks.kexec.compression import Compression
+from nixa_tasks.kexec.image import Obtained
+from nixa_tasks.manifest.model import Deliver, UrlImage
 from nixa_tasks.process import Sink
 from nixa_tasks.target.ssh import Ssh, Unreachable
 
@@ -26,7 +28,7 @@ _PAUSE_SECONDS = 2.0
 _UPLOAD_SECONDS = 6 * 3600.0
 _HASH_SECONDS = 600.0
 _UNPACK_SECONDS = 1800.0
-_ROOM = 2.3  # the tarball, and what it unpacks to: the initrd in it is compressed already
+_SPARE = 16 << 20  # what kexec/run adds to the initrd, and its log
 _WRONG_HASH, _NOT_UNPACKED, _NO_JUMP = 90, 91, 92
 _SENTENCE = "machine will boot into nixos"  # what kexec/run says once it is past returning
 
@@ -60,38 +62,24 @@ cat ../run.log
 grep -q '{_SENTENCE}' ../run.log || exit {_NO_JUMP}
 """
 _TAR = {
-    ".gz": ("-z", "gzip"),
-    ".tgz": ("-z", "gzip"),
-    ".xz": ("-J", "xz"),
-    ".zst": ("--zstd", "zstd"),
-    ".tar": ("", "tar"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Parcel:
-    """An image on its way: the verified local file and its SHA-256 in hex."""
-
-    image: Image
-    path: Path
-    sha256: str
-
-    @property
-    def name(self) -> str:
-        return self.path.name
+    Compression.GZIP: ("-z", "gzip"),
+    Compression.XZ: ("-J", "xz"),
+    Compression.ZSTD: ("--zstd", "zstd"),
+    Compression.NONE: ("", "tar"),
+}  # tar's option, and the program that it needs
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """Where the file lies on the host: the folder, and the parcel."""
+    """Where the image lies on the host."""
 
-    parcel: Parcel
+    obtained: Obtained
     folder: str
 
 
 def deliver(
     ssh: Ssh,
-    parcel: Parcel,
+    obtained: Obtained,
     *,
     tools: tuple[str, ...],
     progress: Progress,
@@ -102,17 +90,17 @@ def deliver(
 
     Raises NixaError where there is no room or it can't be had, Unreachable after several tries.
     """
-    check_tools(ssh, parcel, tools)
-    folder = _have_room(ssh, parcel)
-    if parcel.image.deliver is Deliver.PULL and isinstance(parcel.image, UrlImage):
-        _pull(ssh, parcel, parcel.image, note=note, log=log)
+    check_tools(ssh, obtained, tools)
+    folder = _have_room(ssh, obtained)
+    if obtained.image.deliver is Deliver.PULL and isinstance(obtained.image, UrlImage):
+        _pull(ssh, obtained, obtained.image, note=note, log=log)
     else:
-        _upload(ssh, parcel, progress=progress, note=note)
-    return Delivered(parcel, folder)
+        _upload(ssh, obtained, progress=progress, note=note)
+    return Delivered(obtained, folder)
 
 
-def check_tools(ssh: Ssh, parcel: Parcel, tools: tuple[str, ...]) -> None:
-    needed = ["sha256sum", "tar", _tar(parcel)[1]]
+def check_tools(ssh: Ssh, obtained: Obtained, tools: tuple[str, ...]) -> None:
+    needed = ["sha256sum", "tar", _tar(obtained)[1]]
     missing = [tool for tool in needed if tool not in tools]
     if missing:
         raise NixaError(
@@ -122,25 +110,25 @@ def check_tools(ssh: Ssh, parcel: Parcel, tools: tuple[str, ...]) -> None:
         )
 
 
-def _tar(parcel: Parcel) -> tuple[str, str]:
-    return _TAR.get(parcel.path.suffix, ("-z", "gzip"))
+def _tar(obtained: Obtained) -> tuple[str, str]:
+    return _TAR[Compression(obtained.summary.compression)]
 
 
-def _have_room(ssh: Ssh, parcel: Parcel) -> str:
-    size = parcel.path.stat().st_size
-    done, _digest, free, folder = _look(ssh, parcel, 0)
-    if free < size * _ROOM - done:
+def _have_room(ssh: Ssh, obtained: Obtained) -> str:
+    done, _digest, free, folder = _look(ssh, obtained, 0)
+    needed = obtained.path.stat().st_size + obtained.summary.unpacked + _SPARE
+    if free < needed - done:
         raise NixaError(
-            f"the image needs {int(size * _ROOM) >> 20} MiB in {folder}, and {free >> 20} MiB are free",
+            f"the image needs {needed >> 20} MiB in {folder}, and {free >> 20} MiB are free",
             host=ssh.host.name,
             hint="make room there",
         )
     return folder
 
 
-def _look(ssh: Ssh, parcel: Parcel, count: int) -> tuple[int, str, int, str]:
+def _look(ssh: Ssh, obtained: Obtained, count: int) -> tuple[int, str, int, str]:
     """What the host has of it: bytes, the hash of the first `count`, free bytes, the folder."""
-    done = ssh.run(_STATE, parcel.name, str(count), deadline=_HASH_SECONDS, what="upload")
+    done = ssh.run(_STATE, obtained.sha256, str(count), deadline=_HASH_SECONDS, what="upload")
     try:
         size, digest, space, folder = done.stdout.splitlines()
         return int(size), digest.split()[0], int(space.split()[3]) * 1024, folder
@@ -150,22 +138,22 @@ def _look(ssh: Ssh, parcel: Parcel, count: int) -> tuple[int, str, int, str]:
         ) from error
 
 
-def _upload(ssh: Ssh, parcel: Parcel, *, progress: Progress, note: Callable[[str], None]) -> None:
-    size = parcel.path.stat().st_size
+def _upload(ssh: Ssh, obtained: Obtained, *, progress: Progress, note: Callable[[str], None]) -> None:
+    size = obtained.path.stat().st_size
     for attempt in range(_TRIES):
         try:
-            start = _good_prefix(ssh, parcel, size)
+            start = _good_prefix(ssh, obtained, size)
             if start:
                 note(f"going on at {start >> 20} MiB: the host has that much of it")
             if start < size:
                 ssh.run(
                     _APPEND,
-                    parcel.name,
+                    obtained.sha256,
                     deadline=_UPLOAD_SECONDS,
-                    stdin=_chunks(parcel.path, start, progress),
+                    stdin=_chunks(obtained.path, start, progress),
                     what="upload",
                 )
-            if _look(ssh, parcel, 0)[0] == size:
+            if _look(ssh, obtained, 0)[0] == size:
                 progress(size, size)
                 return
         except (Unreachable, CommandFailed) as error:
@@ -181,14 +169,14 @@ def _upload(ssh: Ssh, parcel: Parcel, *, progress: Progress, note: Callable[[str
     )
 
 
-def _good_prefix(ssh: Ssh, parcel: Parcel, size: int) -> int:
+def _good_prefix(ssh: Ssh, obtained: Obtained, size: int) -> int:
     """How many bytes on the host are the file's first ones. What differs is thrown away."""
-    there = _look(ssh, parcel, 0)[0]
+    there = _look(ssh, obtained, 0)[0]
     if there == 0:
         return 0
-    if there <= size and _look(ssh, parcel, there)[1] == _hash(parcel.path, there):
+    if there <= size and _look(ssh, obtained, there)[1] == _hash(obtained.path, there):
         return there
-    ssh.run(_RESTART, parcel.name, deadline=60, what="upload")
+    ssh.run(_RESTART, obtained.sha256, deadline=60, what="upload")
     return 0
 
 
@@ -210,19 +198,21 @@ def _chunks(path: Path, start: int, progress: Progress) -> Iterator[bytes]:
             progress(file.tell(), total)
 
 
-def _pull(ssh: Ssh, parcel: Parcel, image: UrlImage, *, note: Callable[[str], None], log: Sink) -> None:
+def _pull(
+    ssh: Ssh, obtained: Obtained, declared: UrlImage, *, note: Callable[[str], None], log: Sink
+) -> None:
     """The host fetches it itself, from the first source that gives the right file."""
-    size = parcel.path.stat().st_size
-    for url in (image.url, *image.mirrors):
+    size = obtained.path.stat().st_size
+    for url in (declared.url, *declared.mirrors):
         if not url.startswith(("http://", "https://")):
             continue
         try:
             note(f"the host fetches {url}")
-            ssh.run(_PULL, parcel.name, url, deadline=_UPLOAD_SECONDS, sink=log, what="pull")
+            ssh.run(_PULL, obtained.sha256, url, deadline=_UPLOAD_SECONDS, sink=log, what="pull")
         except CommandFailed as error:
             note(f"{url}: {error.tail[-1] if error.tail else error.what}")
             continue
-        if _good_prefix(ssh, parcel, size) == size:
+        if _good_prefix(ssh, obtained, size) == size:
             return
         note(f"{url}: gave another file than the pinned one")
     raise NixaError(
@@ -237,15 +227,15 @@ def boot(ssh: Ssh, delivered: Delivered, *, extra_flags: str, log: Sink) -> None
 
     Raises NixaError; nothing ran then, or `kexec/run` said why it can't.
     """
-    parcel = delivered.parcel
+    obtained = delivered.obtained
     name = ssh.host.name
     try:
         ssh.run(
             _BOOT,
             delivered.folder,
-            parcel.name,
-            parcel.sha256,
-            _tar(parcel)[0],
+            obtained.sha256,
+            obtained.sha256,
+            _tar(obtained)[0],
             extra_flags,
             root=True,
             deadline=_UNPACK_SECONDS,

@@ -13,6 +13,7 @@ from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.flake import build
 from nixa_tasks.fleet.reporter import Result
+from nixa_tasks.kexec.image import Obtained
 from nixa_tasks.manifest.model import Image
 from nixa_tasks.tasks import images, run
 from nixa_tasks.tasks.doit import outcome
@@ -75,12 +76,11 @@ def _built(work: Work, what: build.What) -> Path:
             return build.build(work.layout, name, again, what, sink=work.log)
 
 
-def _image(work: Work) -> tuple[Image, Path, str]:
-    image = image_for(work)
-    obtained = images.obtain(image)
+def _image(work: Work) -> Obtained:
+    obtained = images.obtain(image_for(work))
     obtained.check_architecture(work.output.system, host=work.host.name)
     work.journal.note(work.host.name, "image", obtained.summary.line())
-    return image, obtained.path, obtained.sha256
+    return obtained
 
 
 def image_for(work: Work) -> Image:
