@@ -269,10 +269,18 @@ def explain(ssh: Ssh, tail: tuple[str, ...]) -> Unreachable:
     for pattern, (kind, what, hint) in _KINDS.items():
         if re.search(pattern, text, re.IGNORECASE):
             return Unreachable(kind, f"{where}: {what}", host=ssh.host.name, tail=tail[-3:], hint=hint)
+    if not text.strip():  # a shared connection that dies says nothing
+        return Unreachable(
+            "lost",
+            f"{where}: the connection was lost",
+            host=ssh.host.name,
+            hint="is the machine still up, and the network? The same command goes on from where it was",
+        )
+    login = ("ssh", "-v", *(("-p", str(ssh.port)) if ssh.port else ()), f"{ssh.user}@{ssh.target}")
     return Unreachable(
         "ssh",
         f"{where}: ssh failed",
         host=ssh.host.name,
         tail=tail,
-        hint=f"try it by hand: {process.paste(ssh.command(shared=False))}",
+        hint=f"try it by hand: {process.paste(login)}",
     )

@@ -51,6 +51,7 @@ def test_two_addresses_of_one_host_share_no_socket() -> None:
         ("kex_exchange_identification: Connection closed by remote host", "closed"),
         ("Unable to negotiate with x: no matching host key type found.", "protocol"),
         ("something else", "ssh"),
+        ("", "lost"),
     ],
 )
 def test_ssh_failures_are_told_apart(said: str, kind: str) -> None:
