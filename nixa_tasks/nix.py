@@ -17,7 +17,8 @@ from pathlib import Path
 
 from nixa_tasks import nix_errors, process
 from nixa_tasks.errors import CommandFailed, NixaError
-from nixa_tasks.process import Argv, Completed, Sink
+from nixa_tasks.pipes import Sink
+from nixa_tasks.process import Argv, Completed
 
 FEATURES = "nix-command flakes"
 INSTALL_HINT = (

@@ -7,10 +7,8 @@ fed as they come, so that a hang leaves a log.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import os
-import selectors
 import shlex
 import signal
 import subprocess
@@ -23,13 +21,12 @@ from pathlib import Path
 from typing import IO
 
 from nixa_tasks.errors import CommandFailed, DeadlinePassed, Interrupted, NixaError
+from nixa_tasks.pipes import Sink, chunks_of, pump
 
 Argv = tuple[str, ...]
-Sink = Callable[[str], None]
 
 TAIL_LINES = 12
 GRACE_SECONDS = 3.0
-_READ_SIZE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +51,6 @@ class Completed:
 def paste(argv: Argv) -> str:
     """The command as a person can paste it into a shell."""
     return shlex.join(argv)
-
-
-class _Lines:
-    """Bytes in, whole lines out; a partial last line is given at the end."""
-
-    def __init__(self, emit: Sink) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._rest = ""
-        self._emit = emit
-
-    def feed(self, data: bytes, final: bool = False) -> None:
-        text = self._rest + self._decoder.decode(data, final)
-        *lines, self._rest = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-        for line in lines:
-            self._emit(line)
-        if final and self._rest:
-            self._emit(self._rest)
-            self._rest = ""
 
 
 class _Running:
@@ -196,9 +175,9 @@ def run(
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     kept = bytearray()
     try:
-        _pump(
+        pump(
             child,
-            _chunks(stdin) if not is_file else iter(()),
+            chunks_of(stdin) if not is_file else iter(()),
             started + deadline,
             kept,
             max_stdout,
@@ -294,74 +273,3 @@ def hold(
                 with contextlib.suppress(OSError, ValueError):
                     pipe.close()
         _running.forget(child)
-
-
-def _chunks(stdin: bytes | Iterator[bytes] | IO[bytes] | None) -> Iterator[bytes]:
-    if stdin is None:
-        return iter(())
-    if isinstance(stdin, bytes):
-        return iter((stdin,))
-    return iter(stdin)
-
-
-def _pump(
-    child: subprocess.Popen[bytes],
-    chunks: Iterator[bytes],
-    until: float,
-    kept: bytearray,
-    max_stdout: int,
-    tail: deque[str],
-    sink: Sink | None,
-    sink_stdout: bool,
-) -> None:
-    """Move bytes both ways until both outputs are closed. Raises TimeoutError past `until`."""
-
-    def emit(line: str) -> None:
-        tail.append(line)
-        if sink is not None:
-            sink(line)
-
-    out_lines = _Lines(emit if sink_stdout else lambda _line: None)
-    err_lines = _Lines(emit)
-    pending = memoryview(b"")
-    with selectors.DefaultSelector() as ready:
-        for pipe, lines in ((child.stdout, out_lines), (child.stderr, err_lines)):
-            if pipe is not None:
-                os.set_blocking(pipe.fileno(), False)
-                ready.register(pipe, selectors.EVENT_READ, lines)
-        if child.stdin is not None:
-            os.set_blocking(child.stdin.fileno(), False)
-            ready.register(child.stdin, selectors.EVENT_WRITE)
-        while any(key.events == selectors.EVENT_READ for key in ready.get_map().values()):
-            left = until - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            if child.poll() is not None and not ready.select(0.5):
-                return  # it left a child of its own behind that holds the pipe: not ours to wait for
-            for key, _ in ready.select(min(left, 0.5)):
-                if key.fileobj is child.stdin:
-                    pending = _feed(ready, child.stdin, pending, chunks)
-                    continue
-                data = os.read(key.fd, _READ_SIZE)
-                key.data.feed(data, final=not data)
-                if not data:
-                    ready.unregister(key.fileobj)
-                elif key.data is out_lines:
-                    kept += data[: max(0, max_stdout - len(kept))]
-
-
-def _feed(
-    ready: selectors.BaseSelector, pipe: IO[bytes], pending: memoryview, chunks: Iterator[bytes]
-) -> memoryview:
-    """Write once what fits; close the pipe at the end of the input, or when nobody reads it."""
-    try:
-        while not pending:
-            pending = memoryview(next(chunks))
-        return pending[os.write(pipe.fileno(), pending) :]
-    except BlockingIOError:
-        return pending
-    except (StopIteration, BrokenPipeError):
-        ready.unregister(pipe)
-        with contextlib.suppress(OSError):
-            pipe.close()
-        return memoryview(b"")

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from nixa_tasks import nix
-from nixa_tasks.process import Sink
+from nixa_tasks.pipes import Sink
 from nixa_tasks.target.ssh import Elevation, Ssh
 
 COPY_SECONDS = 6 * 3600.0

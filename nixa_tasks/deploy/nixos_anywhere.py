@@ -15,7 +15,8 @@ from pathlib import Path
 from nixa_tasks import process
 from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.manifest.model import Fleet, Host
-from nixa_tasks.process import Argv, Sink
+from nixa_tasks.pipes import Sink
+from nixa_tasks.process import Argv
 from nixa_tasks.target.ssh import Ssh
 
 # Used where hosts.toml names no command and PATH has none: main of July 2026, after 1.13.0.

@@ -10,7 +10,8 @@ from nixa_tasks import nix
 from nixa_tasks.errors import NixaError
 from nixa_tasks.flake.output import Output, forget
 from nixa_tasks.nix_errors import NixFailed, Reason
-from nixa_tasks.process import Argv, Sink
+from nixa_tasks.pipes import Sink
+from nixa_tasks.process import Argv
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.stamps import read_json
 

@@ -18,7 +18,7 @@ from nixa_tasks import nix, process
 from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.flake.fingerprint import Fingerprint, files_of
 from nixa_tasks.nix_errors import NixFailed, Reason
-from nixa_tasks.process import Sink
+from nixa_tasks.pipes import Sink
 
 
 def freeze(seen: Fingerprint, *, deadline: float, sink: Sink | None = None) -> str:

@@ -17,7 +17,7 @@ from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.kexec.compression import Compression
 from nixa_tasks.kexec.image import Obtained
 from nixa_tasks.manifest.model import Deliver, UrlImage
-from nixa_tasks.process import Sink
+from nixa_tasks.pipes import Sink
 from nixa_tasks.target.ssh import Ssh, Unreachable
 
 Progress = Callable[[int, int | None], None]

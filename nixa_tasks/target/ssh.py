@@ -22,7 +22,8 @@ from typing import IO
 from nixa_tasks import process
 from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.manifest.model import Host
-from nixa_tasks.process import Argv, Completed, Sink
+from nixa_tasks.pipes import Sink
+from nixa_tasks.process import Argv, Completed
 
 CONNECT_SECONDS = 10
 ALIVE_SECONDS = 3  # 3 x 3 s: a dead connection is noticed in 9 s, one through a kexec survives
