@@ -1,7 +1,8 @@
 """The speed of fetching an image, against what people use otherwise: `python -m bench.fetch`.
 
 Prints a Markdown table of ratios, each of medians of interleaved runs. Options: `--size MB`,
-`--rounds N`, `--only loopback,wan,kill,cached`. The rows of the slow line need root.
+`--rounds N`, `--only loopback,wan,kill,cached,uplink`. The rows of the slow line and of the uplink
+need root.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from bench.link import FAR, Link, opened
 from bench.measure import DEADLINE, Row, has, interleaved, medians, one_fetch, seconds, serving, within
+from bench.uplink import uplink
 
 NAME, SMALL = "image.tar.gz", "small.tar.gz"
 MEMORY_GOAL = 60 << 20
@@ -186,6 +188,12 @@ class Bench:
             "image cached: `doit kexec` against an empty `doit list`", found["kexec"] / found["list"], 1.15
         )
 
+    # --- several hosts
+
+    def uplink(self) -> Iterator[Row]:
+        """One copy for all hosts."""
+        yield uplink(self.work, (self.folder / NAME).stat().st_size >> 20)
+
 
 def _commands(name: str, url: str, folder: Path, sha256: str) -> list[tuple[tuple[str, ...], dict[str, str]]]:
     """What a peer runs for a verified file in `folder`."""
@@ -252,7 +260,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=350, help="of the file, in MB")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="loopback,wan,kill,cached")
+    parser.add_argument("--only", default="loopback,wan,kill,cached,uplink")
     parser.add_argument("--folder", type=Path, help="where the files lie; default: the temporary folder")
     chosen = parser.parse_args()
     rows: list[Row] = []

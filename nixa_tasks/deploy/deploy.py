@@ -17,6 +17,7 @@ from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.flake.evaluate import Output
 from nixa_tasks.kexec.image import Obtained
+from nixa_tasks.kexec.neighbours import Neighbours
 from nixa_tasks.manifest.model import Host, Manifest
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.layout import Layout
@@ -57,7 +58,8 @@ class Suppliers:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One host's turn. `flake`: the locked reference that `output` was evaluated from."""
+    """One host's turn. `flake`: the locked reference that `output` was evaluated from; `neighbours`:
+    the hosts of this run."""
 
     manifest: Manifest
     host: Host
@@ -67,6 +69,7 @@ class Order:
     journal: Journal
     folder: Path
     suppliers: Suppliers
+    neighbours: Neighbours
     asked: Asked = Asked.DEPLOY
 
 
@@ -218,7 +221,7 @@ def _change(order: Order, work: Work, decision: Decision, wanted: str | None, st
 
 def _install(order: Order, work: Work, started: Started) -> Receipt:
     image = order.suppliers.image(work) if install.needs_image(work) else None
-    parts = install.Parts(order.suppliers.system(work), order.suppliers.disko(work), image)
+    parts = install.Parts(order.suppliers.system(work), order.suppliers.disko(work), image, order.neighbours)
     return install.install(work, parts, started)
 
 

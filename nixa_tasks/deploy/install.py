@@ -19,6 +19,7 @@ from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import NixaError
 from nixa_tasks.kexec import deliver
 from nixa_tasks.kexec.image import Obtained
+from nixa_tasks.kexec.neighbours import Neighbours
 from nixa_tasks.manifest.model import KexecPhase
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 from nixa_tasks.target import hostkey, reach
@@ -46,6 +47,7 @@ class Parts:
     system: Path
     disko: Path
     image: Obtained | None
+    neighbours: Neighbours
 
 
 def check_host(work: Work) -> None:
@@ -121,7 +123,7 @@ def _boot_installer(work: Work, parts: Parts) -> None:
         raise NixaError("there is no image to boot the installer from", host=name)
     with journal.step(name, "upload"):
         delivered = deliver.deliver(
-            ssh, parts.image, tools=facts.tools, log=work.log,
+            ssh, parts.image, tools=facts.tools, neighbours=parts.neighbours, log=work.log,
             progress=lambda done, total: journal.progress(name, "upload", done, total),
             note=lambda text: journal.note(name, "upload", text),
         )  # fmt: skip

@@ -7,7 +7,6 @@ is there has been compared.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,10 @@ from nixa_tasks import process
 from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.kexec.compression import Compression
 from nixa_tasks.kexec.image import Obtained
-from nixa_tasks.manifest.model import Deliver, UrlImage
+from nixa_tasks.kexec.neighbours import Neighbours
+from nixa_tasks.kexec.onhost import FOLDER, good_prefix, look
+from nixa_tasks.kexec.pull import hand_on, pull
+from nixa_tasks.manifest.model import Deliver
 from nixa_tasks.pipes import Sink
 from nixa_tasks.target.ssh import Ssh, Unreachable
 
@@ -26,29 +28,13 @@ _CHUNK = 1 << 18
 _TRIES = 6
 _PAUSE_SECONDS = 2.0
 _UPLOAD_SECONDS = 6 * 3600.0
-_HASH_SECONDS = 600.0
 _UNPACK_SECONDS = 1800.0
 _SPARE = 16 << 20  # what kexec/run adds to the initrd, and its log
 _WRONG_HASH, _NOT_UNPACKED, _NO_JUMP = 90, 91, 92
 _SENTENCE = "machine will boot into nixos"  # what kexec/run says once it is past returning
 
-_FOLDER = 'umask 077; mkdir -p "$HOME/.nixa-kexec" && cd "$HOME/.nixa-kexec" || exit 1'
-_STATE = f"""{_FOLDER}
-for old in *; do case $old in "$1"|"$1.part"|'*') ;; *) rm -rf "$old";; esac; done
-if [ -f "$1" ]; then mv -f "$1" "$1.part"; fi
-[ -f "$1.part" ] || : >"$1.part"
-wc -c <"$1.part"; head -c "$2" "$1.part" | sha256sum; df -Pk . | tail -n 1; pwd -P
-"""
-_APPEND = f"""{_FOLDER}
+_APPEND = f"""{FOLDER}
 exec cat >>"$1.part"
-"""
-_RESTART = f"""{_FOLDER}
-: >"$1.part"
-"""
-_PULL = f"""{_FOLDER}
-if command -v curl >/dev/null; then exec curl -fsSL --retry 3 --connect-timeout 20 -C - -o "$1.part" "$2"
-elif command -v wget >/dev/null; then exec wget -q -c -T 60 -O "$1.part" "$2"
-else echo "neither curl nor wget is there" >&2; exit 1; fi
 """
 _BOOT = f"""
 set -u; cd "$1" || exit 1; umask 077
@@ -82,20 +68,26 @@ def deliver(
     obtained: Obtained,
     *,
     tools: tuple[str, ...],
+    neighbours: Neighbours,
     progress: Progress,
     note: Callable[[str], None],
     log: Sink,
 ) -> Delivered:
-    """Get the file to the host, going on from what is there. It is not trusted yet: `boot` checks it.
+    """Get the file to the host, going on from what is there; where the image is to be pulled, hand it
+    on to the hosts that wait for it. It is not trusted yet: `boot` checks it.
 
-    Raises NixaError where there is no room or it can't be had, Unreachable after several tries.
+    Raises NixaError where there is no room, Unreachable after several tries.
     """
     check_tools(ssh, obtained, tools)
     folder = _have_room(ssh, obtained)
-    if obtained.image.deliver is Deliver.PULL and isinstance(obtained.image, UrlImage):
-        _pull(ssh, obtained, obtained.image, note=note, log=log)
-    else:
+    if obtained.image.deliver is Deliver.UPLOAD:
         _upload(ssh, obtained, progress=progress, note=note)
+        return Delivered(obtained, folder)
+    with neighbours.joined(obtained.sha256, ssh.host.name) as member:
+        if not pull(ssh, obtained, member, note=note, log=log):
+            note("the host can't fetch it from anywhere: uploading it")
+            _upload(ssh, obtained, progress=progress, note=note)
+        hand_on(ssh, obtained, member, note=note)
     return Delivered(obtained, folder)
 
 
@@ -115,34 +107,22 @@ def _tar(obtained: Obtained) -> tuple[str, str]:
 
 
 def _have_room(ssh: Ssh, obtained: Obtained) -> str:
-    done, _digest, free, folder = _look(ssh, obtained, 0)
+    seen = look(ssh, obtained)
     needed = obtained.path.stat().st_size + obtained.summary.unpacked + _SPARE
-    if free < needed - done:
+    if seen.free < needed - seen.size:
         raise NixaError(
-            f"the image needs {needed >> 20} MiB in {folder}, and {free >> 20} MiB are free",
+            f"the image needs {needed >> 20} MiB in {seen.folder}, and {seen.free >> 20} MiB are free",
             host=ssh.host.name,
             hint="make room there",
         )
-    return folder
-
-
-def _look(ssh: Ssh, obtained: Obtained, count: int) -> tuple[int, str, int, str]:
-    """What the host has of it: bytes, the hash of the first `count`, free bytes, the folder."""
-    done = ssh.run(_STATE, obtained.sha256, str(count), deadline=_HASH_SECONDS, what="upload")
-    try:
-        size, digest, space, folder = done.stdout.splitlines()
-        return int(size), digest.split()[0], int(space.split()[3]) * 1024, folder
-    except (ValueError, IndexError) as error:
-        raise NixaError(
-            "the host's answer about its free space can't be read", host=ssh.host.name, tail=done.tail
-        ) from error
+    return seen.folder
 
 
 def _upload(ssh: Ssh, obtained: Obtained, *, progress: Progress, note: Callable[[str], None]) -> None:
     size = obtained.path.stat().st_size
     for attempt in range(_TRIES):
         try:
-            start = _good_prefix(ssh, obtained, size)
+            start = good_prefix(ssh, obtained)
             if start:
                 note(f"going on at {start >> 20} MiB: the host has that much of it")
             if start < size:
@@ -153,7 +133,7 @@ def _upload(ssh: Ssh, obtained: Obtained, *, progress: Progress, note: Callable[
                     stdin=_chunks(obtained.path, start, progress),
                     what="upload",
                 )
-            if _look(ssh, obtained, 0)[0] == size:
+            if look(ssh, obtained).size == size:
                 progress(size, size)
                 return
         except (Unreachable, CommandFailed) as error:
@@ -169,26 +149,6 @@ def _upload(ssh: Ssh, obtained: Obtained, *, progress: Progress, note: Callable[
     )
 
 
-def _good_prefix(ssh: Ssh, obtained: Obtained, size: int) -> int:
-    """How many bytes on the host are the file's first ones. What differs is thrown away."""
-    there = _look(ssh, obtained, 0)[0]
-    if there == 0:
-        return 0
-    if there <= size and _look(ssh, obtained, there)[1] == _hash(obtained.path, there):
-        return there
-    ssh.run(_RESTART, obtained.sha256, deadline=60, what="upload")
-    return 0
-
-
-def _hash(path: Path, count: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while count > 0 and (chunk := file.read(min(_CHUNK, count))):
-            digest.update(chunk)
-            count -= len(chunk)
-    return digest.hexdigest()
-
-
 def _chunks(path: Path, start: int, progress: Progress) -> Iterator[bytes]:
     total = path.stat().st_size
     with path.open("rb") as file:
@@ -196,30 +156,6 @@ def _chunks(path: Path, start: int, progress: Progress) -> Iterator[bytes]:
         while chunk := file.read(_CHUNK):
             yield chunk
             progress(file.tell(), total)
-
-
-def _pull(
-    ssh: Ssh, obtained: Obtained, declared: UrlImage, *, note: Callable[[str], None], log: Sink
-) -> None:
-    """The host fetches it itself, from the first source that gives the right file."""
-    size = obtained.path.stat().st_size
-    for url in (declared.url, *declared.mirrors):
-        if not url.startswith(("http://", "https://")):
-            continue
-        try:
-            note(f"the host fetches {url}")
-            ssh.run(_PULL, obtained.sha256, url, deadline=_UPLOAD_SECONDS, sink=log, what="pull")
-        except CommandFailed as error:
-            note(f"{url}: {error.tail[-1] if error.tail else error.what}")
-            continue
-        if _good_prefix(ssh, obtained, size) == size:
-            return
-        note(f"{url}: gave another file than the pinned one")
-    raise NixaError(
-        "the host could not fetch the image from any source",
-        host=ssh.host.name,
-        hint='set deliver = "upload", or add a mirror that the host can reach',
-    )
 
 
 def boot(ssh: Ssh, delivered: Delivered, *, extra_flags: str, log: Sink) -> None:

@@ -14,6 +14,7 @@ from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.flake import build
 from nixa_tasks.fleet.reporter import Result
 from nixa_tasks.kexec.image import Obtained
+from nixa_tasks.kexec.neighbours import Neighbours
 from nixa_tasks.manifest.model import Image
 from nixa_tasks.tasks import images, run
 from nixa_tasks.tasks.doit import outcome
@@ -23,6 +24,7 @@ _SAID = {
     Action.SWITCH: "switched",
     Action.INSTALL: "installed",
 }
+_neighbours = Neighbours()
 _builds = threading.BoundedSemaphore(2)  # Nix itself builds in parallel; more clients only queue
 
 
@@ -39,6 +41,7 @@ def carry_out(host: str, asked: Asked) -> None:
         journal=now.journal,
         folder=now.folder,
         suppliers=Suppliers(_system, _disko, _image),
+        neighbours=_neighbours,
         asked=asked,
     )
     try:
