@@ -50,7 +50,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 1 for what can't be done, 2 for a wrong command line."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `status | head` is no error
     options = _parser().parse_args(arguments)
     try:
         return _run(options)
@@ -149,4 +148,5 @@ def _exec(machine: Machine, argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `status | head` is no error
     sys.exit(main())
