@@ -8,7 +8,6 @@ import json
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -52,7 +51,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.run = uuid.uuid4().hex[:12]
+        self.run = os.urandom(6).hex()
         self._lock = threading.Lock()
         self._listeners: list[Listener] = []
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nixa_tasks.errors import NixaError
@@ -68,6 +67,8 @@ def _status(hosts: tuple[str, ...], as_json: bool, live: bool) -> None:
 
 
 def _all(one: Callable[[str], Row], hosts: Sequence[str]) -> list[Row]:
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(max(1, run.manifest().fleet.jobs)) as pool:
         return list(pool.map(one, hosts))
 

@@ -5,7 +5,6 @@ doit does not tell a task creator what was selected, so the words are read from 
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,6 +108,8 @@ def _matching(word: str, pattern: str, names: Mapping[str, object], kind: str) -
             raise UsageError(f"{word}: no {kind} in hosts.toml matches {pattern!r}", hint=_known(names, kind))
         return found
     if pattern not in names:
+        import difflib  # only where something is misspelt
+
         near = difflib.get_close_matches(pattern, names, n=1)
         hint = f"did you mean {word.partition(':')[0]}:{near[0]}?" if near else _known(names, kind)
         raise UsageError(f"{word}: there is no {kind} {pattern!r} in hosts.toml", hint=hint)
