@@ -93,9 +93,10 @@ def task_checksum() -> Iterator[dict[str, Any]]:
     yield from images.checksum_tasks()
 
 
-def task_pin() -> Iterator[dict[str, Any]]:
+@task_params(images.CHECK)
+def task_pin(check: bool) -> Iterator[dict[str, Any]]:
     """look at an image's URL now, and write the new hash into hosts.toml"""
-    yield from images.pin_tasks()
+    yield from images.pin_tasks(check)
 
 
 def task_remove_images() -> Iterator[dict[str, Any]]:

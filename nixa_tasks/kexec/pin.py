@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +17,7 @@ from nixa_tasks.kexec.fetch import fetch
 from nixa_tasks.kexec.limits import Limits
 from nixa_tasks.kexec.wire import Wire
 from nixa_tasks.manifest.digest import to_sri
-from nixa_tasks.manifest.model import Image, UrlImage
+from nixa_tasks.manifest.model import UrlImage
 from nixa_tasks.state.stamps import read_json
 
 
@@ -123,19 +123,6 @@ def _by_download(
     with cache.locked(key, note):
         path, digest = Download(image.url, unknown, cache, progress, note, limits, until).run_unpinned()
     return Found(digest, path.stat().st_size, path, "the file itself")
-
-
-def out_of_date(
-    images: Iterable[Image],
-    *,
-    cache: Cache,
-    limits: Limits | None = None,
-    api: str | None = None,
-) -> tuple[Verdict, ...]:
-    """How each URL image's pin stands, without fetching any file."""
-    return tuple(
-        check(image, cache=cache, limits=limits, api=api) for image in images if isinstance(image, UrlImage)
-    )
 
 
 def check(image: UrlImage, *, cache: Cache, limits: Limits | None = None, api: str | None = None) -> Verdict:

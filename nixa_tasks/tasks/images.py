@@ -57,14 +57,18 @@ def clean_tasks() -> Iterator[Task]:
     }
 
 
-def pin_tasks() -> Iterator[Task]:
-    check = {
-        "name": "check",
-        "long": "check",
-        "type": bool,
-        "default": False,
-        "help": "tell what is out of date, and write nothing",
-    }
+_CHECK = {
+    "name": "check",
+    "long": "check",
+    "type": bool,
+    "default": False,
+    "help": "tell what is out of date, and write nothing",
+}
+CHECK = [_CHECK]
+
+
+def pin_tasks(check: bool) -> Iterator[Task]:
+    """`check`: what was said of all of them, `doit pin --check`; each one can be told by itself too."""
     images = run.manifest().images
     yield {"basename": "pin", "name": None, "doc": "look upstream, and write new hashes into hosts.toml"}
     for name, image in images.items():
@@ -73,7 +77,7 @@ def pin_tasks() -> Iterator[Task]:
                 "basename": "pin",
                 "name": name,
                 "doc": "the hash that its URL has now",
-                "params": [check],
+                "params": [{**_CHECK, "default": check}],
                 "actions": [action_with_options(_pin, (name,), ("check",))],
                 "uptodate": [False],
                 "meta": {},

@@ -164,7 +164,7 @@ def test_check_tells_current_from_out_of_date_without_fetching(
         image = through(server, monkeypatch)
         release(server, f"sha256:{sha256(NEW)}")
         current = replace(image, name="j", sha256=sha256(NEW))
-        verdicts = pin.out_of_date([image, current], cache=attempt.cache, limits=QUICK)
+        verdicts = [pin.check(one, cache=attempt.cache, limits=QUICK) for one in (image, current)]
         assert [one.state for one in verdicts] == [State.OUT_OF_DATE, State.CURRENT]
         assert "doit pin:i" in verdicts[0].text
         assert server.served <= 2 * len(server.do.answers[RELEASE])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.kexec.image_server import serving
 from tests.integration.tasks.conftest import Doit
 
 HEAVY = ("httpx", "jsonschema", "rich", "tomlkit")
@@ -125,3 +126,25 @@ def test_a_key_that_is_not_served_yet_is_refused_rather_than_ignored(doit: Doit,
     done = doit("deploy:web2")
     assert done.returncode == 3
     assert "[hosts.web2] mode" in done.stderr
+
+
+def test_pin_check_looks_at_every_image_and_writes_nothing(doit: Doit, project: Path) -> None:
+    url = "https://github.com/nix-community/nixos-images/releases/download/nixos-25.11"
+    manifest = project / "hosts.toml"
+    with manifest.open("a") as file:
+        for number, name in enumerate(("right", "old")):
+            pin = f"{number:064x}"
+            file.write(f'\n[kexec.{name}]  # kept\nurl = "{url}/{name}.tar.gz"\nsha256 = "{pin}"\n')
+    before = manifest.read_text()
+    release = {
+        "assets": [{"name": f"{name}.tar.gz", "digest": "sha256:" + "0" * 64} for name in ("right", "old")]
+    }
+    with serving(b"") as server:
+        answer = json.dumps(release).encode()
+        server.do.answers["/repos/nix-community/nixos-images/releases/tags/nixos-25.11"] = answer
+        both = doit("pin", "--check", NIXA_GITHUB_API=server.base)
+        assert both.returncode == 1, both.stdout + both.stderr
+        assert "right: " in both.stdout
+        assert "doit pin:old" in both.stdout
+        assert doit("pin:right", "--check", NIXA_GITHUB_API=server.base).returncode == 0
+    assert manifest.read_text() == before
