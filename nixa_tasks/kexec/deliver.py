@@ -1,7 +1,7 @@
 """The image to the host, and the jump into it.
 
 Not a byte of it runs before the host itself has checked the very file that it unpacks: in one
-script, as root, right before unpacking. An upload that was cut goes on where it ended, once what
+script, as root, right before unpacking, and once more the very bytes that `tar` was given. An upload that was cut goes on where it ended, once what
 is there has been compared.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from nixa_tasks import process
 from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.kexec.compression import Compression
-from nixa_tasks.kexec.image import Obtained
+from nixa_tasks.kexec.image import Obtained, damage_here
 from nixa_tasks.kexec.neighbours import Neighbours
 from nixa_tasks.kexec.onhost import FOLDER, good_prefix, look
 from nixa_tasks.kexec.pull import hand_on, pull
@@ -39,8 +39,12 @@ exec cat >>"$1.part"
 _BOOT = f"""
 set -u; cd "$1" || exit 1; umask 077
 echo "$3  $2.part" | sha256sum -c - || exit {_WRONG_HASH}
-rm -rf tree; mkdir tree; cd tree || exit 1
-tar $4 -xf "../$2.part" || exit {_NOT_UNPACKED}
+rm -rf tree again; mkdir tree; mkfifo again; cd tree || exit 1
+sha256sum <../again >../again.sum &
+(trap '' PIPE; exec tee ../again <"../$2.part" 2>/dev/null) | tar $4 -xf - || exit {_NOT_UNPACKED}
+wait $!
+read -r sum _ <../again.sum
+[ "$sum" = "$3" ] || {{ echo "it changed while it was unpacked"; exit {_WRONG_HASH}; }}
 [ -x kexec/run ] || exit {_NOT_UNPACKED}
 TMPDIR=$PWD setsid sh -c '"$1" --kexec-extra-flags "$2" >../run.log 2>&1; echo $? >../run.status' sh "$PWD/kexec/run" "$5" &
 wait $!
@@ -182,7 +186,8 @@ def boot(ssh: Ssh, delivered: Delivered, *, extra_flags: str, log: Sink) -> None
         match error.status:
             case 90:
                 what = "the image on the host is not the pinned one; nothing of it ran"
-                hint = f"it was damaged on the way or on its disk; try again: doit deploy:{name}"
+                hint = damage_here(obtained) or "it was damaged on the way or on the host's disk"
+                hint += f"\ntry again: doit deploy:{name}"
             case 91:
                 what, hint = (
                     "the image could not be unpacked there; nothing of it ran",

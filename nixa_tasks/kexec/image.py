@@ -70,6 +70,23 @@ def look_inside(cache: Cache, path: Path, sha256: str) -> Summary:
     return summary
 
 
+def damage_here(obtained: Obtained) -> str | None:
+    """What to say where our own file is the damaged one, which its looks did not tell: a cached one
+    has been removed then. None where it is right."""
+    from nixa_tasks.kexec.hashing import hash_file
+
+    path = obtained.path
+    try:
+        if hash_file(path) == obtained.sha256:
+            return None
+        if isinstance(obtained.image, UrlImage):
+            path.unlink()
+            return f"{path} here was damaged, and has been removed: look after this computer's disk"
+    except OSError as error:
+        return f"{path} here can't be read: {error.strerror}"
+    return f"{path} here is damaged: nix-store --repair-path {path}"
+
+
 def _url_image(
     image: UrlImage, cache: Cache, gcroots: Path, progress: Progress, note: Note, limits: Limits
 ) -> Path:
