@@ -229,6 +229,7 @@ def test_an_image_damaged_after_its_upload_is_refused_by_the_host(
     inside = f"nsenter --target={damage.web1.state['pid']} --mount --pid --root sh -c '{script}' <{other}"
     way("sha256sum -c", f'{inside}; real "$@"')
     assert NOTHING_RAN in damage.deploy(ran=False)
+    assert damage.web1.exec(["test", "-e", f"{FOLDER}/tree"]).returncode == 1, "nor was it unpacked"
     way("sha256sum -c", 'real "$@"')
     said = damage.deploy(ran=True)
     assert ("going on" in said) is (how == "cut short"), "what is wrong there is thrown away, and no more"
