@@ -18,7 +18,7 @@ from nixa_tasks.deploy.secrets import Provided
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import NixaError
 from nixa_tasks.kexec import deliver
-from nixa_tasks.kexec.image import Obtained
+from nixa_tasks.kexec.image import Obtained, damage_here
 from nixa_tasks.kexec.neighbours import Neighbours
 from nixa_tasks.manifest.model import KexecPhase
 from nixa_tasks.state.receipt import How, Outcome, Receipt
@@ -104,7 +104,15 @@ def install(work: Work, parts: Parts, started: Started) -> Receipt:
 
 
 def _all_by_nixos_anywhere(work: Work, parts: Parts, provided: Provided) -> None:
-    """The plain form: `--kexec FILE`, its own kexec phase, its own copies."""
+    """The plain form: `--kexec FILE`, its own kexec phase, its own copies. Nobody checks the image on
+    the host then, so its bytes are read once more here."""
+    if parts.image is not None and (damage := damage_here(parts.image)) is not None:
+        name = work.host.name
+        raise NixaError(
+            "the image is not the pinned one; nothing was sent",
+            host=name,
+            hint=f"{damage}\ntry again: doit deploy:{name}",
+        )
     todo = Installation(
         ("kexec", "disko", "install"),
         parts.disko,

@@ -1,8 +1,8 @@
 """The image to the host, and the jump into it.
 
 Not a byte of it runs before the host itself has checked the very file that it unpacks: in one
-script, as root, right before unpacking, and once more the very bytes that `tar` was given. An upload that was cut goes on where it ended, once what
-is there has been compared.
+script, as root, right before unpacking, and once more the very bytes that `tar` was given. An
+upload that was cut goes on where it ended, once what is there has been compared.
 """
 
 from __future__ import annotations
@@ -37,19 +37,20 @@ _APPEND = f"""{FOLDER}
 exec cat >>"$1.part"
 """
 _BOOT = f"""
-set -u; cd "$1" || exit 1; umask 077
+set -u; cd "$1" || exit 1; umask 077; top=$PWD
+end() {{ cd "$top" && rm -rf tree again again.sum; exit "$1"; }}  # root's files, which the login can't remove
 echo "$3  $2.part" | sha256sum -c - || exit {_WRONG_HASH}
 rm -rf tree again; mkdir tree; mkfifo again; cd tree || exit 1
 sha256sum <../again >../again.sum &
-(trap '' PIPE; exec tee ../again <"../$2.part" 2>/dev/null) | tar $4 -xf - || exit {_NOT_UNPACKED}
+(trap '' PIPE; exec tee ../again <"../$2.part" 2>/dev/null) | tar $4 -xf - || end {_NOT_UNPACKED}
 wait $!
 read -r sum _ <../again.sum
-[ "$sum" = "$3" ] || {{ echo "it changed while it was unpacked"; exit {_WRONG_HASH}; }}
-[ -x kexec/run ] || exit {_NOT_UNPACKED}
+[ "$sum" = "$3" ] || {{ echo "it changed while it was unpacked"; end {_WRONG_HASH}; }}
+[ -x kexec/run ] || end {_NOT_UNPACKED}
 TMPDIR=$PWD setsid sh -c '"$1" --kexec-extra-flags "$2" >../run.log 2>&1; echo $? >../run.status' sh "$PWD/kexec/run" "$5" &
 wait $!
 cat ../run.log
-grep -q '{_SENTENCE}' ../run.log || exit {_NO_JUMP}
+grep -q '{_SENTENCE}' ../run.log || end {_NO_JUMP}
 """
 _TAR = {
     Compression.GZIP: ("-z", "gzip"),

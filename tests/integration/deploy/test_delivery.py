@@ -107,6 +107,19 @@ def test_a_machine_that_can_not_boot_the_installer_stays_what_it_was(
         assert sent.strip() == "0"
 
 
+def test_a_user_with_sudo_can_try_again_after_what_root_left_there(one: Fleet) -> None:
+    set_key(one, 'user = "admin"')
+    web1(one).fault("kexec-fails")
+    for _ in range(2):
+        said = one.doit("-a", "deploy:web1", status=1)
+        assert "kexec_load failed" in said
+        assert "denied" not in said
+    log = max((one.flake / ".nixa/hosts/web1/log").iterdir()).read_text()
+    assert "denied" not in log
+    space = web1(one).exec(["sh", "-c", "du -sm /home/admin/.nixa-kexec | cut -f1"]).stdout
+    assert int(space) < 2 * IMAGE_MB, "the file for the next try, and no more"
+
+
 def test_a_machine_that_never_comes_back_is_told_with_what_to_try(one: Fleet) -> None:
     set_key(one, "install_timeout = 5")
     web1(one).fault("kexec-hangs")
