@@ -121,7 +121,7 @@ def _all_by_nixos_anywhere(work: Work, parts: Parts, provided: Provided) -> None
         provided.extra_files,
         provided.keys,
     )
-    _nixos_anywhere(work, work.reached.ssh, "install", todo)
+    _nixos_anywhere(work, work.reached.ssh, "install", todo, sent=parts.image)
 
 
 def _boot_installer(work: Work, parts: Parts) -> None:
@@ -129,10 +129,14 @@ def _boot_installer(work: Work, parts: Parts) -> None:
     name, journal, ssh, facts = work.host.name, work.journal, work.reached.ssh, work.reached.facts
     if parts.image is None:
         raise NixaError("there is no image to boot the installer from", host=name)
-    with journal.step(name, "upload"):
+    with journal.step(name, "upload") as step:
+        step.sha256, step.size = parts.image.sha256, parts.image.path.stat().st_size
+        delivered = deliver.deliver(
+    with journal.step(name, "upload") as step:
+        step.sha256, step.size = parts.image.sha256, parts.image.path.stat().st_size
         delivered = deliver.deliver(
             ssh, parts.image, tools=facts.tools, neighbours=parts.neighbours, log=work.log,
-            progress=lambda done, total: journal.progress(name, "upload", done, total),
+            progress=step.progress,
             note=lambda text: journal.note(name, "upload", text),
         )  # fmt: skip
     with journal.step(name, "kexec"):
@@ -168,9 +172,11 @@ def _partition_and_install(work: Work, parts: Parts, provided: Provided) -> None
     )
 
 
-def _nixos_anywhere(work: Work, ssh: Ssh, step: str, todo: Installation) -> None:
+def _nixos_anywhere(
+    work: Work, ssh: Ssh, step: str, todo: Installation, *, sent: Obtained | None = None
+) -> None:
     name, journal = work.host.name, work.journal
-    with journal.step(name, step):
+    with journal.step(name, step) as begun:
         nixos_anywhere.run(
             work.manifest.fleet,
             work.host,
@@ -180,6 +186,9 @@ def _nixos_anywhere(work: Work, ssh: Ssh, step: str, todo: Installation) -> None
             log=work.log,
             step=lambda text: journal.note(name, step, text),
         )
+        if sent is not None:  # it sends the whole file, whatever the host has of it
+            begun.sha256, begun.size = sent.sha256, sent.path.stat().st_size
+            begun.moved = begun.size
 
 
 def finish(work: Work, parts: Parts, started: Started) -> Receipt:

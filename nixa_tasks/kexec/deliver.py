@@ -130,6 +130,7 @@ def _upload(ssh: Ssh, obtained: Obtained, *, progress: Progress, note: Callable[
             start = good_prefix(ssh, obtained)
             if start:
                 note(f"going on at {start >> 20} MiB: the host has that much of it")
+            progress(start, size)
             if start < size:
                 ssh.run(
                     _APPEND,

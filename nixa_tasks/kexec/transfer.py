@@ -57,6 +57,7 @@ class Transfer:
         """Fetch until nothing is missing. Raises SourceError, DiskFull, ContentChanged,
         RangesBroken, NotModified, Interrupted; what came is kept in the part."""
         start = plan.start
+        self.progress(self.part.kept, self.part.origin.size)
         first = Lease(start, None)
         if plan.is_ranged and self.part.origin.size is not None:
             holes = [(max(a, start), b) for a, b in self.part.missing() if b > start]

@@ -10,11 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
 from nixa_tasks.errors import Interrupted, NixaError
-from nixa_tasks.state.stamps import now
 
 
 class Kind(StrEnum):
@@ -30,7 +30,8 @@ class Kind(StrEnum):
 class Event:
     """One moment. `host` is a host's name, or an image's for `kexec` steps, or "" for the fleet.
 
-    `outcome` of an END: `done`, `failed`, `stopped`. `done`/`total` of a PROGRESS are bytes.
+    `outcome` of an END: `done`, `failed`, `stopped`. `done`/`total` of a PROGRESS are bytes; of an END
+    with a `file` (a SHA-256 in hex) they are how many bytes of that file travelled, and its size.
     """
 
     kind: Kind
@@ -41,9 +42,31 @@ class Event:
     seconds: float = 0.0
     done: int = 0
     total: int | None = None
+    file: str = ""
 
 
 Listener = Callable[[Event], None]
+
+
+@dataclass(slots=True)
+class Step:
+    """A step under way. One that moves a file says which (`sha256`), and how large it is (`size`);
+    `moved` are the bytes that travelled: what was there before is not among them."""
+
+    journal: Journal
+    host: str
+    name: str
+    sha256: str = ""
+    size: int | None = None
+    moved: int = 0
+    _last: int | None = None
+
+    def progress(self, done: int, total: int | None) -> None:
+        """How far the transfer is, in bytes; the first call tells what was there before."""
+        if self._last is not None and done > self._last:
+            self.moved += done - self._last
+        self._last = done
+        self.journal.progress(self.host, self.name, done, total)
 
 
 class Journal:
@@ -59,13 +82,14 @@ class Journal:
         self._listeners.append(listener)
 
     @contextlib.contextmanager
-    def step(self, host: str, step: str, text: str = "") -> Iterator[None]:
+    def step(self, host: str, step: str, text: str = "") -> Iterator[Step]:
         """Mark a step's beginning and its end, whatever the end is."""
+        begun = Step(self, host, step)
         self.emit(Event(Kind.BEGIN, host, step, text))
         started = time.monotonic()
         outcome, said = "failed", ""
         try:
-            yield
+            yield begun
             outcome = "done"
         except Interrupted as error:
             outcome, said = "stopped", error.what
@@ -75,7 +99,10 @@ class Journal:
             raise
         finally:
             seconds = round(time.monotonic() - started, 3)
-            self.emit(Event(Kind.END, host, step, said, outcome=outcome, seconds=seconds))
+            self.emit(Event(
+                Kind.END, host, step, said, outcome=outcome, seconds=seconds,
+                done=begun.moved, total=begun.size, file=begun.sha256,
+            ))  # fmt: skip
 
     def note(self, host: str, step: str, text: str) -> None:
         """Something worth a line."""
@@ -93,7 +120,7 @@ class Journal:
 
     def _append(self, event: Event) -> None:
         line: dict[str, object] = {
-            "at": now(),
+            "at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "run": self.run,
             "pid": os.getpid(),
             "event": event.kind.value,
@@ -104,6 +131,8 @@ class Journal:
             line["text"] = event.text
         if event.kind is Kind.END:
             line |= {"outcome": event.outcome, "seconds": event.seconds}
+            if event.file:
+                line |= {"sha256": event.file, "bytes": event.done, "size": event.total}
         data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
         with self._lock, contextlib.suppress(OSError):  # a full disk must not fail a deploy half-way
             self.path.parent.mkdir(parents=True, exist_ok=True)

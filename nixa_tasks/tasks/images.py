@@ -6,7 +6,7 @@ import functools
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from nixa_tasks.errors import NixaError
 from nixa_tasks.manifest.model import Image, UrlImage
@@ -98,15 +98,26 @@ def obtain(image: Image) -> Obtained:
     from nixa_tasks.kexec.image import obtain as obtain_image
 
     now = run.current()
-    with _locks[image.name], now.journal.step(image.name, "kexec"):
-        return obtain_image(
+    with _locks[image.name], now.journal.step(image.name, "kexec") as step:
+        if _is_remote(image):
+            step.sha256 = image.sha256
+        obtained = obtain_image(
             image,
             cache=cache(),
             manifest=now.manifest.path,
             gcroots=now.layout.gcroots,
-            progress=lambda done, total: now.journal.progress(image.name, "kexec", done, total),
+            progress=step.progress,
             note=lambda text: now.journal.note(image.name, "kexec", text),
         )
+        step.size = obtained.path.stat().st_size
+        return obtained
+
+
+def _is_remote(image: Image) -> TypeGuard[UrlImage]:
+    """Whether it is downloaded, where it is not in the cache."""
+    return isinstance(image, UrlImage) and any(
+        url.startswith(("http://", "https://")) for url in (image.url, *image.mirrors)
+    )
 
 
 def _task(family: str, name: str, function: Any, doc: str, **more: Any) -> Task:
@@ -177,13 +188,14 @@ def _pin(name: str, check: bool) -> None:
         return
     from nixa_tasks.kexec.pin import look
 
-    with now.journal.step(name, "pin"):
+    with now.journal.step(name, "pin") as step:
         found = look(
             image,
             cache=cache(),
-            progress=lambda done, total: now.journal.progress(name, "pin", done, total),
+            progress=step.progress,
             note=lambda text: now.journal.note(name, "pin", text),
         )
+        step.sha256 = found.sha256 if _is_remote(image) else ""
     old, new = to_sri(image.sha256), to_sri(found.sha256)
     if found.sha256 == image.sha256:
         outcome.show(f"{name}: the pin is right: {new}")
