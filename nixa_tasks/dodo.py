@@ -13,7 +13,7 @@ from doit import task_params
 from doit.exceptions import InvalidDodoFile
 
 from nixa_tasks.errors import NixaError
-from nixa_tasks.tasks import fleet, hosts, images, run
+from nixa_tasks.tasks import fleet, hosts, images, report, run
 from nixa_tasks.tasks.doit import Reporter
 from nixa_tasks.tasks.selection import select
 
@@ -114,6 +114,12 @@ def task_plan(on: str, as_json: bool) -> dict[str, Any]:
 def task_status(on: str, as_json: bool, live: bool) -> dict[str, Any]:
     """a table: host, wanted, live, last deploy, state"""
     return fleet.status_task(_chosen.hosts, as_json, live)
+
+
+@task_params([*fleet.LIVE, *report.OUTPUT])
+def task_report(live: bool, output: str) -> dict[str, Any]:
+    """one HTML page: the fleet, the last runs as a timeline, what the image cache saved"""
+    return report.report_task(_chosen.hosts, live, output)
 
 
 @task_params(fleet.DRY_RUN)

@@ -56,6 +56,11 @@ class Layout:
         return self.state / "journal.jsonl"
 
     @property
+    def report(self) -> Path:
+        """The HTML page about the fleet."""
+        return self.state / "report.html"
+
+    @property
     def gcroots(self) -> Path:
         return self.state / "gcroots"
 

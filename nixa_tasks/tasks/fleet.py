@@ -27,18 +27,19 @@ DRY_RUN = [{"name": "dry_run", "long": "dry-run", "type": bool, "default": False
 
 
 def plan_task(hosts: Sequence[str], as_json: bool) -> Task:
-    return _view(_plan, tuple(hosts), as_json)
+    return view(_plan, tuple(hosts), as_json)
 
 
 def status_task(hosts: Sequence[str], as_json: bool, live: bool) -> Task:
-    return _view(_status, tuple(hosts), as_json, live)
+    return view(_status, tuple(hosts), as_json, live)
 
 
 def gc_task(dry_run: bool) -> Task:
-    return _view(_gc, dry_run)
+    return view(_gc, dry_run)
 
 
-def _view(function: Callable[..., None], *args: object) -> Task:
+def view(function: Callable[..., None], *args: object) -> Task:
+    """A task that only looks: its text is alone on standard output."""
     return {
         "actions": [action(function, *args)],
         "uptodate": [False],
@@ -62,8 +63,13 @@ def _plan(hosts: tuple[str, ...], as_json: bool) -> None:
 def _status(hosts: tuple[str, ...], as_json: bool, live: bool) -> None:
     from nixa_tasks.fleet import status
 
-    rows = _all(_ask_standing if live else _remember_standing, hosts)
+    rows = standings(hosts, live=live)
     outcome.show(status.as_json(rows) if as_json else status.render(rows, _width()))
+
+
+def standings(hosts: Sequence[str], *, live: bool) -> list[Standing]:
+    """How each host stands: by what is remembered here, or, `live`, by what it says itself."""
+    return _all(_ask_standing if live else _remember_standing, hosts)
 
 
 def _all(one: Callable[[str], Row], hosts: Sequence[str]) -> list[Row]:

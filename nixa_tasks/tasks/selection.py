@@ -35,7 +35,7 @@ _DOIT_COMMANDS = frozenset(
 _WITH_VALUE = frozenset(
     ("-f", "--file", "-d", "--dir", "-n", "--process", "-P", "--parallel-type", "-r", "--reporter", "-o",
      "--output-file", "-v", "--verbosity", "--db-file", "--backend", "--check_file_uptodate", "--yes-wipe",
-     "--failure-verbosity", "--codec")
+     "--failure-verbosity", "--codec", "--output")
 )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def _visible(code: int) -> str:
     return "\u2421" if code == 0x7F else "\ufffd"
 
 
-def element(name: str, *children: Child, **attributes: str | int | float | bool | None) -> Html:
+def element(name: str, /, *children: Child, **attributes: str | int | float | bool | None) -> Html:
     """One element. `class_` is class, `data_label` is data-label; None and False leave one out."""
     opened = f"<{name}" + "".join(_attribute(key, value) for key, value in attributes.items()) + ">"
     return Html(opened if name in _VOID else f"{opened}{''.join(_texts(children))}</{name}>")

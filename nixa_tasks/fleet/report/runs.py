@@ -98,6 +98,11 @@ class Run:
         return ", ".join(dict.fromkeys(names))
 
 
+def latest(runs: Sequence[Run]) -> Run:
+    """The newest that worked on a host; looking (`doit plan`) is a run too, and tells less."""
+    return next((run for run in runs if any(lane.turn for lane in run.lanes)), runs[0])
+
+
 def _badness(outcome: str) -> int:
     return _WORSE.index(outcome)
 
