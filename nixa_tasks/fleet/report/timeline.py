@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nixa_tasks.fleet import text
 from nixa_tasks.fleet.report.fleet_table import badge, when
@@ -19,6 +19,7 @@ _KINDS = {
     "kexec": _CHANGE, "disko": _CHANGE, "install": _CHANGE, "switch": _CHANGE,
     "reboot": _CHECK, "verify": _CHECK, "checksum": _CHECK,
 }  # fmt: skip
+_IMAGE_KINDS = {**_KINDS, "kexec": _SEND}  # of an image it is the fetching, of a host the jump
 _LEGEND = (
     (_LOOK, "look"), (_BUILD, "build"), (_SEND, "fetch and send"), (_CHANGE, "install or switch"),
     (_CHECK, "boot and check"), ("failed", "failed"), ("open", "stopped, or no end noted"),
@@ -126,21 +127,25 @@ def _percent(part: float) -> str:
 
 def _lane(lane: Lane, begin: float, length: float) -> Html:
     shown = lane.stages or lane.spans
-    said = element("small", lane.decision) if lane.decision else None
+    kinds = _IMAGE_KINDS if lane.is_image else _KINDS
+    why = next((span.text for span in reversed(lane.spans) if span.outcome == "failed" and span.text), "")
+    said = element("small", why or lane.decision, class_="why" if why else None)
     return element(
         "tr",
         element("th", _name(lane), scope="row"),
         element(
             "td", badge(lane.outcome), element("span", text.duration(lane.end - lane.start), class_="took")
         ),
-        element("td", element("ol", [_bar(span, begin, length) for span in shown], class_="track"), said),
+        element(
+            "td", element("ol", [_bar(span, begin, length, kinds) for span in shown], class_="track"), said
+        ),
     )
 
 
-def _bar(span: Span, begin: float, length: float) -> Html:
+def _bar(span: Span, begin: float, length: float, kinds: Mapping[str, str]) -> Html:
     left = min(max((span.start - begin) / length, 0.0), 1.0)
     how = {"done": "", "failed": ", failed", "stopped": ", stopped"}.get(span.outcome, ", no end noted")
-    kind = _KINDS.get(span.step, _LOOK) if span.outcome == "done" else span.outcome
+    kind = kinds.get(span.step, _LOOK) if span.outcome == "done" else span.outcome
     took = text.duration(span.seconds)
     return element(
         "li",
