@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
+from nixa_tasks.fleet import text
+from tests.html_document import read
 from tests.integration.deploy.conftest import Fleet
 
 pytestmark = pytest.mark.lab
@@ -47,6 +50,22 @@ def test_day_to_day(fleet: Fleet) -> None:
     fleet.doit("reinstall:web2", "--yes-wipe", "web2")
     assert fleet.lab.machines["web2"].wipes() == 2
     assert "SHA256:" in fleet.doit("trust:web3")
+    report(fleet)
+
+
+def report(fleet: Fleet) -> None:
+    """What the day was is on one page: three installations by one download."""
+    page = read(Path(fleet.doit("report", "--live").removeprefix("report: ").strip()).read_text())
+    (table,) = page.all("table", "fleet")
+    states = [row.all("td")[2].text for row in table.all("tbody")[0].all("tr")]
+    assert states == ["● outdated", "✓ current", "○ new"]
+    assert [one.all("b")[0].text for one in page.all("details", "run")] == [
+        "reinstall", "rollback", "deploy", "deploy", "deploy",
+    ]  # fmt: skip
+    (image,) = page.all("table", "cache")[0].all("tbody")[0].all("tr")
+    size = text.size(fleet.lab.image.stat().st_size)
+    saved = text.size(2 * fleet.lab.image.stat().st_size)
+    assert [cell.text for cell in image.all("td")][:4] == [size, "3", size, saved]
 
 
 def test_images_are_fetched_verified_and_removed(fleet: Fleet) -> None:

@@ -106,6 +106,27 @@ def test_doit_alone_plans_and_changes_nothing(doit: Doit) -> None:
     assert "web1" in done.stdout
 
 
+def test_a_report_is_a_page_from_the_first_day_on_and_tells_what_happened_since(
+    doit: Doit, project: Path, tmp_path: Path
+) -> None:
+    done = doit("report")
+    page = project / ".nixa/report.html"
+    assert (done.returncode, done.stdout) == (0, f"report: {page}\n")
+    assert "No run yet" in page.read_text()
+    doit("deploy:web1")
+    other = tmp_path / "deploy.html"
+    assert doit("report", "--output", str(other)).stdout == f"report: {other}\n"
+    text = other.read_text()
+    assert "web1: reach" in text
+    assert "the connection is refused" in text
+    assert ".nixa/hosts/web1/log/" not in text, "a host that was not reached left no log"
+    assert "No run yet" in page.read_text(), "only the file that was asked for is written"
+    failed = doit("report", "-o", str(tmp_path))
+    assert failed.returncode == 1
+    assert "can't be written" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
 def test_reinstall_wants_the_hosts_name(doit: Doit) -> None:
     for words in (("reinstall:web1",), ("reinstall:web1", "--yes-wipe", "web2")):
         done = doit(*words)

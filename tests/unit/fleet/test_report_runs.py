@@ -99,19 +99,22 @@ def test_looking_is_not_the_latest_run_where_one_worked_on_a_host(tmp_path: Path
     assert latest(runs(read_journal(path).recent)).id == deployed
 
 
-GOOD = {"at": "2026-01-02T03:04:05Z", "run": "r", "event": "end", "host": "h", "step": "s"}
+GOOD: dict[str, object] = {"at": "2026-01-02T03:04:05Z", "run": "r", "event": "end", "host": "h", "step": "s"}
+
+
+DAMAGE: tuple[dict[str, object], ...] = (
+    {"at": None}, {"at": "yesterday"}, {"event": "party"},
+    {"event": []}, {"host": 1}, {"run": None}, {"step": {}}, {"seconds": "long"}, {"seconds": []}, {"text": 7},
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        b"", b"{", b"null", b"[]", b"1", b'"x"', b"\xff\xfe", b"[" * 100_000,
-        *(json.dumps(GOOD | change).encode() for change in (
-            {"at": None}, {"at": "yesterday"}, {"event": "party"}, {"event": []}, {"host": 1}, {"run": None},
-            {"step": {}}, {"seconds": "long"}, {"seconds": []}, {"text": 7},
-        )),
+        *(b"", b"{", b"null", b"[]", b"1", b'"x"', b"\xff\xfe", b"[" * 100_000),
+        *(json.dumps(GOOD | change).encode() for change in DAMAGE),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_line_is_one_that_is_not_there(line: bytes) -> None:
     assert parse_line(json.dumps(GOOD).encode()) is not None
     assert parse_line(line) is None
@@ -136,7 +139,7 @@ def test_a_long_journal_is_read_in_a_moment_and_its_last_runs_are_whole(tmp_path
         file.write('{"at": "2026-01-02T03:04')
     started = time.process_time()
     found = runs(read_journal(path).recent)
-    assert time.process_time() - started < 2.0
+    assert time.process_time() - started < 4.0, "processor time; some 0.5 s alone"
     assert len(found) == 20
     assert found[0].what == "deploy"
     assert all(len(run.lanes) == 50 for run in found[2:])
