@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
-from nixa_tasks.fleet import text
+from nixa_tasks.fleet.text import size as readable
 from tests.html_document import read
 from tests.integration.deploy.conftest import Fleet
 
@@ -54,18 +53,24 @@ def test_day_to_day(fleet: Fleet) -> None:
 
 
 def report(fleet: Fleet) -> None:
-    """What the day was is on one page: three installations by one download."""
-    page = read(Path(fleet.doit("report", "--live").removeprefix("report: ").strip()).read_text())
+    """What the day was is on one page: four installations by one download."""
+    fleet.doit("report", "--live")
+    page = read((fleet.flake / ".nixa/report.html").read_text())
     (table,) = page.all("table", "fleet")
     states = [row.all("td")[2].text for row in table.all("tbody")[0].all("tr")]
-    assert states == ["● outdated", "✓ current", "○ new"]
-    assert [one.all("b")[0].text for one in page.all("details", "run")] == [
-        "reinstall", "rollback", "deploy", "deploy", "deploy",
-    ]  # fmt: skip
+    assert states == ["● outdated", "✓ current", "✓ current"]
+    did = [one.all("b")[0].text for one in page.all("details", "run")]
+    assert [one for one in did if one != "evaluate"] == [
+        "reinstall",
+        "rollback",
+        "deploy",
+        "deploy",
+        "deploy",
+    ]
     (image,) = page.all("table", "cache")[0].all("tbody")[0].all("tr")
-    size = text.size(fleet.lab.image.stat().st_size)
-    saved = text.size(2 * fleet.lab.image.stat().st_size)
-    assert [cell.text for cell in image.all("td")][:4] == [size, "3", size, saved]
+    size = fleet.lab.image.stat().st_size
+    told = [cell.text for cell in image.all("td")]
+    assert told == [readable(size), "4", readable(size), readable(3 * size), readable(4 * size), "0 B"]
 
 
 def test_images_are_fetched_verified_and_removed(fleet: Fleet) -> None:
