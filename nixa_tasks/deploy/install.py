@@ -132,11 +132,8 @@ def _boot_installer(work: Work, parts: Parts) -> None:
     with journal.step(name, "upload") as step:
         step.sha256, step.size = parts.image.sha256, parts.image.path.stat().st_size
         delivered = deliver.deliver(
-    with journal.step(name, "upload") as step:
-        step.sha256, step.size = parts.image.sha256, parts.image.path.stat().st_size
-        delivered = deliver.deliver(
             ssh, parts.image, tools=facts.tools, neighbours=parts.neighbours, log=work.log,
-            progress=step.progress,
+            progress=step.progress, downloaded=step.downloaded,
             note=lambda text: journal.note(name, "upload", text),
         )  # fmt: skip
     with journal.step(name, "kexec"):

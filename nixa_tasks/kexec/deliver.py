@@ -75,11 +75,13 @@ def deliver(
     tools: tuple[str, ...],
     neighbours: Neighbours,
     progress: Progress,
+    downloaded: Callable[[int], None],
     note: Callable[[str], None],
     log: Sink,
 ) -> Delivered:
     """Get the file to the host, going on from what is there; where the image is to be pulled, hand it
-    on to the hosts that wait for it. It is not trusted yet: `boot` checks it.
+    on to the hosts that wait for it. It is not trusted yet: `boot` checks it. `downloaded` is told how
+    many bytes the host itself got from upstream.
 
     Raises NixaError where there is no room, Unreachable after several tries.
     """
@@ -89,7 +91,7 @@ def deliver(
         _upload(ssh, obtained, progress=progress, note=note)
         return Delivered(obtained, folder)
     with neighbours.joined(obtained.sha256, ssh.host.name) as member:
-        if not pull(ssh, obtained, member, note=note, log=log):
+        if not pull(ssh, obtained, member, downloaded=downloaded, note=note, log=log):
             note("the host can't fetch it from anywhere: uploading it")
             _upload(ssh, obtained, progress=progress, note=note)
         hand_on(ssh, obtained, member, note=note)

@@ -43,9 +43,19 @@ exec python3 -c "$2" "$1.part" "$3"
 """
 
 
-def pull(ssh: Ssh, obtained: Obtained, member: Member, *, note: Note, log: Sink) -> bool:
-    """Whether the host has the whole file now. Raises NixaError where the host itself fails."""
-    if good_prefix(ssh, obtained) == obtained.path.stat().st_size:
+def pull(
+    ssh: Ssh,
+    obtained: Obtained,
+    member: Member,
+    *,
+    downloaded: Callable[[int], None],
+    note: Note,
+    log: Sink,
+) -> bool:
+    """Whether the host has the whole file now. `downloaded` is told of the bytes that came from its
+    URL. Raises NixaError where the host itself fails."""
+    before, size = good_prefix(ssh, obtained), obtained.path.stat().st_size
+    if before == size:
         return True
     while True:
         with member.source(note) as neighbour:
@@ -56,11 +66,13 @@ def pull(ssh: Ssh, obtained: Obtained, member: Member, *, note: Note, log: Sink)
                     return True
     declared = obtained.image
     urls = (declared.url, *declared.mirrors) if isinstance(declared, UrlImage) else ()
-    return any(
-        _fetch(ssh, obtained, _FROM_URL, url, source=url, note=note, log=log)
-        for url in urls
-        if url.startswith(("http://", "https://"))
-    )
+    for url in urls:
+        if url.startswith(("http://", "https://")) and _fetch(
+            ssh, obtained, _FROM_URL, url, source=url, note=note, log=log
+        ):
+            downloaded(size - before)
+            return True
+    return False
 
 
 def _fetch(

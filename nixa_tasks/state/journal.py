@@ -31,7 +31,8 @@ class Event:
     """One moment. `host` is a host's name, or an image's for `kexec` steps, or "" for the fleet.
 
     `outcome` of an END: `done`, `failed`, `stopped`. `done`/`total` of a PROGRESS are bytes; of an END
-    with a `file` (a SHA-256 in hex) they are how many bytes of that file travelled, and its size.
+    with a `file` (a SHA-256 in hex) they are how many bytes of that file travelled, and its size;
+    `upstream`: how many the host got from upstream by itself.
     """
 
     kind: Kind
@@ -43,6 +44,7 @@ class Event:
     done: int = 0
     total: int | None = None
     file: str = ""
+    upstream: int = 0
 
 
 Listener = Callable[[Event], None]
@@ -51,7 +53,8 @@ Listener = Callable[[Event], None]
 @dataclass(slots=True)
 class Step:
     """A step under way. One that moves a file says which (`sha256`), and how large it is (`size`);
-    `moved` are the bytes that travelled: what was there before is not among them."""
+    `moved` are the bytes that travelled: what was there before is not among them. `upstream` are
+    those that a host got from upstream by itself."""
 
     journal: Journal
     host: str
@@ -59,6 +62,7 @@ class Step:
     sha256: str = ""
     size: int | None = None
     moved: int = 0
+    upstream: int = 0
     _last: int | None = None
 
     def progress(self, done: int, total: int | None) -> None:
@@ -67,6 +71,10 @@ class Step:
             self.moved += done - self._last
         self._last = done
         self.journal.progress(self.host, self.name, done, total)
+
+    def downloaded(self, count: int) -> None:
+        """The host itself got that many bytes from upstream."""
+        self.upstream += count
 
 
 class Journal:
@@ -101,7 +109,7 @@ class Journal:
             seconds = round(time.monotonic() - started, 3)
             self.emit(Event(
                 Kind.END, host, step, said, outcome=outcome, seconds=seconds,
-                done=begun.moved, total=begun.size, file=begun.sha256,
+                done=begun.moved, total=begun.size, file=begun.sha256, upstream=begun.upstream,
             ))  # fmt: skip
 
     def note(self, host: str, step: str, text: str) -> None:
@@ -133,6 +141,8 @@ class Journal:
             line |= {"outcome": event.outcome, "seconds": event.seconds}
             if event.file:
                 line |= {"sha256": event.file, "bytes": event.done, "size": event.total}
+            if event.upstream:
+                line["upstream"] = event.upstream
         data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
         with self._lock, contextlib.suppress(OSError):  # a full disk must not fail a deploy half-way
             self.path.parent.mkdir(parents=True, exist_ok=True)

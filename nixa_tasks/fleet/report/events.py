@@ -16,7 +16,8 @@ _LARGEST = 1 << 50
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One line. `at` is seconds since 1970; `moved` and `size` are bytes of the file `sha256`."""
+    """One line. `at` is seconds since 1970; `moved`, `size` and
+    `upstream` (what the host got from there by itself) are bytes of the file `sha256`."""
 
     at: float
     run: str
@@ -29,6 +30,7 @@ class Record:
     sha256: str = ""
     moved: int = 0
     size: int | None = None
+    upstream: int = 0
 
 
 def parse(lines: Iterable[bytes]) -> Iterator[Record]:
@@ -53,8 +55,10 @@ def parse_line(line: bytes) -> Record | None:
         return None
     run, host, step, text, outcome, sha256 = texts
     seconds = min(max(seconds, 0.0), _LONGEST_SECONDS) if math.isfinite(seconds) else 0.0
-    moved, size = _bytes(value.get("bytes")) or 0, _bytes(value.get("size"))
-    return Record(at, run, kind, host, step, text, outcome, seconds, sha256, moved, size)
+    moved, size, upstream = (_bytes(value.get(key)) for key in ("bytes", "size", "upstream"))
+    return Record(
+        at, run, kind, host, step, text, outcome, seconds, sha256, moved or 0, size, upstream or 0
+    )  # fmt: skip
 
 
 def moment(text: object) -> float | None:

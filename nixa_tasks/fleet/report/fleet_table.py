@@ -39,13 +39,14 @@ def badge(word: str) -> Html:
     return element("span", sign, _SAID.get(word, word), class_=f"badge {tone}")
 
 
-def when(at: float) -> Html:
-    """A moment, UTC, to the second for machines and to the minute for people."""
+def when(at: float, *, seconds: bool = False) -> Html:
+    """A moment, UTC: to the second for machines, for people to the minute unless they want more."""
     try:
         moment_ = datetime.fromtimestamp(at, UTC)
     except (ValueError, OverflowError, OSError):
         return element("span", "at no known time")
-    return element("time", f"{moment_:%Y-%m-%d %H:%M} UTC", datetime=f"{moment_:%Y-%m-%dT%H:%M:%SZ}")
+    said = f"{moment_:%Y-%m-%d %H:%M:%S}" if seconds else f"{moment_:%Y-%m-%d %H:%M}"
+    return element("time", said, " UTC", datetime=f"{moment_:%Y-%m-%dT%H:%M:%SZ}")
 
 
 def fleet_table(rows: Sequence[Row]) -> Html:

@@ -50,6 +50,10 @@ def _added(image: Image, record: Record) -> Image:
     image = replace(image, size=max(image.size, record.size or 0))
     if record.step in _DELIVERIES:
         return replace(
-            image, needed=image.needed + (record.outcome == "done"), uploaded=image.uploaded + record.moved
+            image,
+            needed=image.needed + (record.outcome == "done"),
+            uploaded=image.uploaded + record.moved,
+            downloaded=image.downloaded + record.upstream,
+            is_remote=image.is_remote or record.upstream > 0,
         )
     return replace(image, name=record.host, downloaded=image.downloaded + record.moved, is_remote=True)

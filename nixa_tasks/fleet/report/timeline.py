@@ -46,7 +46,7 @@ def _run(run: Run, *, is_open: bool) -> Html:
         "details",
         element(
             "summary",
-            when(run.start), " ", element("b", run.what), " ", badge(run.outcome), " ",
+            when(run.start, seconds=True), " ", element("b", run.what), " ", badge(run.outcome), " ",
             element("span", _counted(run), class_="said"),
             element("span", text.duration(run.seconds), class_="took"),
         ),

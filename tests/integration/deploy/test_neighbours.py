@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from nixa_tasks.fleet.report.savings import account
+from nixa_tasks.fleet.report.tail import read_journal
 from nixa_tasks.lab import Lab
 from tests.integration.deploy.conftest import Fleet
 
@@ -50,6 +52,9 @@ def test_one_copy_crosses_the_uplink_and_the_hosts_hand_it_on(pulling: Fleet) ->
     assert size > 30 << 20
     assert sent < 1.5 * size, said
     assert "handing it on" in said
+    (image,) = account(read_journal(pulling.flake / ".nixa/journal.jsonl").files)
+    assert (image.needed, image.saved_upload) == (_MACHINES, (_MACHINES - 1) * size)
+    assert not image.is_remote, "it is a file of this computer: nothing is downloaded"
 
 
 def test_a_neighbour_that_gives_another_file_is_not_believed(pulling: Fleet) -> None:

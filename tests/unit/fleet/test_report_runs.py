@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,8 +152,10 @@ def test_what_a_cut_upload_left_is_not_among_the_bytes_that_travelled(tmp_path: 
         step.sha256, step.size = "ab" * 32, 100
         for done in (40, 70, 60, 100):  # going on at 40; cut at 70, of which 60 are there
             step.progress(done, 100)
+        step.downloaded(7)
     (record,) = read_journal(journal.path).files
     assert (record.sha256, record.moved, record.size) == ("ab" * 32, 30 + 40, 100)
+    assert record.upstream == 7
 
 
 def moved(step: str, host: str, count: int, outcome: str = "done") -> Record:
@@ -170,6 +173,13 @@ def test_three_installations_by_one_download_save_two() -> None:
 def test_what_was_fetched_and_never_used_saves_nothing() -> None:
     (image,) = account([moved("kexec", "x86_64-linux", 1000), moved("upload", "web1", 400, "failed")])
     assert (image.needed, image.saved_download, image.saved_upload) == (0, 0, 0)
+
+
+def test_what_the_hosts_fetch_by_themselves_is_downloaded_and_not_sent() -> None:
+    pulled = replace(moved("upload", "web1", 0), upstream=1000)
+    (image,) = account([moved("kexec", "x86_64-linux", 1000), pulled, moved("upload", "web2", 0)])
+    assert (image.needed, image.downloaded, image.uploaded) == (2, 2000, 0)
+    assert (image.saved_download, image.saved_upload) == (0, 2000)
 
 
 def test_an_image_that_is_not_downloaded_saves_no_download() -> None:
