@@ -13,7 +13,7 @@ from nixa_tasks.fleet.report.failures import Log
 from nixa_tasks.state.layout import Layout
 
 _RUNS_BYTES = 8 << 20
-_FILES_BYTES = 64 << 20
+_FILES_BYTES = 32 << 20
 _LOG_BYTES = 8 << 10
 _LOG_LINES = 10
 _RUN = re.compile(r"[0-9a-f]{12}")
