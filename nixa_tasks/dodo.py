@@ -21,7 +21,7 @@ try:
     _chosen = select(sys.argv[1:], run.manifest())
 except NixaError as error:
     raise InvalidDodoFile(error.render()) from None
-_run = run.begin(_chosen.hosts)
+_run = run.begin(_chosen.hosts, _chosen.deploys)
 
 DOIT_CONFIG = {
     "default_tasks": ["plan"],
@@ -42,7 +42,7 @@ _ON = [{"name": "on", "long": "on", "type": str, "default": "",
 @task_params(_ON)
 def task_deploy(on: str) -> Iterator[dict[str, Any]]:
     """bring hosts to what the flake says"""
-    yield from hosts.deploy_tasks(_chosen.hosts)
+    yield from hosts.deploy_tasks(_chosen.hosts, _chosen.deploys)
 
 
 @task_params(_ON)

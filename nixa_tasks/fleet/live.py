@@ -25,7 +25,8 @@ from nixa_tasks.fleet import text
 from nixa_tasks.state.journal import Event, Kind
 
 _WORK = frozenset({"deploy", "reinstall", "rollback"})
-_MARKS = {"done": ("✓", "green"), "failed": ("✗", "red"), "stopped": ("■", "yellow")}
+_MARKS = {"done": ("✓", "green"), "failed": ("✗", "red"), "stopped": ("■", "yellow"),
+          "not started": ("○", "yellow")}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -81,7 +82,7 @@ class Live:
                 case Kind.BEGIN:
                     row.current, row.said, row.outcome = event.step, event.text, ""
                 case Kind.NOTE:
-                    row.said = event.text
+                    row.said, row.outcome = event.text, event.outcome or row.outcome
                 case Kind.END if event.step in _WORK:
                     row.outcome, row.seconds, row.current = event.outcome, event.seconds, ""
                 case Kind.END:

@@ -19,6 +19,7 @@ from nixa_tasks.state.journal import Event, Kind
 
 _WORK = frozenset({"deploy", "reinstall", "rollback"})
 _PROGRESS_SECONDS = 5.0
+FAILED, NOT_STARTED = "failed", "not started"
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,9 +30,10 @@ class Kind(StrEnum):
 class Event:
     """One moment. `host` is a host's name, or an image's for `kexec` steps, or "" for the fleet.
 
-    `outcome` of an END: `done`, `failed`, `stopped`. `done`/`total` of a PROGRESS are bytes; of an END
-    with a `file` (a SHA-256 in hex) they are how many bytes of that file travelled, and its size;
-    `upstream`: how many the host got from upstream by itself.
+    `outcome` of an END: `done`, `failed`, `stopped`; of a NOTE: `not started`, where a host's turn
+    does not come. `done`/`total` of a PROGRESS are bytes; of an END with a `file` (a SHA-256 in hex)
+    they are how many bytes of that file travelled, and its size; `upstream`: how many the host got
+    from upstream by itself.
     """
 
     kind: Kind

@@ -20,12 +20,13 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, TextIO
 
-from doit.exceptions import TaskError, TaskFailed
+from doit.exceptions import TaskError, TaskFailed, UnmetDependency
 
 from nixa_tasks import process
 from nixa_tasks.errors import EXIT_FAILED, EXIT_INTERNAL, EXIT_USAGE, Interrupted, NixaError
 from nixa_tasks.fleet.reporter import Result, View, summary, view_for
 from nixa_tasks.state.journal import Event, Kind
+from nixa_tasks.tasks import waves
 
 _WIND_DOWN_SECONDS = 5.0
 
@@ -111,6 +112,11 @@ def is_uptodate(check: Callable[[], bool]) -> Callable[[], bool]:
     return ask
 
 
+def unmet_dependencies(fail: Any) -> frozenset[str]:
+    """The tasks for whose failure another one was not run; empty where it failed by itself."""
+    return frozenset(fail.message.split()) if isinstance(fail, UnmetDependency) else frozenset()
+
+
 class Reporter:
     """doit's reporter. Its own words are few: the journal's events are what people look at."""
 
@@ -123,6 +129,7 @@ class Reporter:
         self._started = time.monotonic()
         self._silent = False
         self._wanted: set[str] = set()
+        self._held = waves.Held()
 
     def initialize(self, tasks: dict[str, Any], selected_tasks: list[str]) -> None:
         """Called before anything runs: from here on signals end the whole run in order."""
@@ -154,7 +161,9 @@ class Reporter:
     def add_success(self, task: Any) -> None: ...
 
     def skip_ignore(self, task: Any) -> None:
-        if not task.has_subtask:
+        if self._held.keep(task, ignored=True):
+            self._hold(task)
+        elif not task.has_subtask:
             self._out.write(f"{task.name}: ignored, as you told doit (doit forget {task.name} undoes it)\n")
 
     def teardown_task(self, task: Any) -> None: ...
@@ -164,12 +173,21 @@ class Reporter:
             outcome.unchanged.append(task.name)
 
     def add_failure(self, task: Any, fail: Any) -> None:
+        if self._held.keep(task, ignored=False, unmet=unmet_dependencies(fail)):
+            self._hold(task)
+            return
         text = str(fail.get_msg()).strip()
         if task.meta and task.meta.get("host") and task.meta["host"] not in outcome.results:
             outcome.record(Result(task.meta["host"], "failed", f"{task.name} failed"))
         if not outcome.errors and not outcome.crashed:
             self._runtime_errors.append(f"{task.name}: {text}")
         outcome.status = max(outcome.status, EXIT_FAILED)
+
+    def _hold(self, task: Any) -> None:
+        """A wave before did not end well: this host's turn does not come."""
+        outcome.status = max(outcome.status, EXIT_FAILED)
+        if task.meta.get("host"):
+            outcome.record(self._held.tell(task.meta["host"], outcome.results))
 
     def cleanup_error(self, exception: Any) -> None:
         self._runtime_errors.append(exception.get_msg())

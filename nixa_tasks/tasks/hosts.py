@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from nixa_tasks.errors import UsageError
-from nixa_tasks.tasks import run
+from nixa_tasks.manifest.waves import in_order
+from nixa_tasks.tasks import run, waves
 from nixa_tasks.tasks.doit import action, action_with_options, is_uptodate, outcome
 
 Task = dict[str, Any]
@@ -43,7 +44,11 @@ def reach_tasks(hosts: Iterable[str]) -> Iterator[Task]:
         yield _task("reach", host, _reach, "is it there, who is it, what does it run")
 
 
-def deploy_tasks(hosts: Iterable[str]) -> Iterator[Task]:
+def deploy_tasks(hosts: Iterable[str], asked: Collection[str]) -> Iterator[Task]:
+    """Those of `hosts`; the ones that are asked for start wave by wave."""
+    order = in_order(run.manifest(), asked)
+    yield from waves.gate_tasks(order)
+    gate = waves.gates(order)
     for host in hosts:
         place = run.layout().host(host)
         yield _task(
@@ -53,6 +58,7 @@ def deploy_tasks(hosts: Iterable[str]) -> Iterator[Task]:
             "bring it to what the flake says",
             file_dep=[str(place.output)],
             targets=[str(place.deployed)],
+            task_dep=[gate[host]] if host in gate else [],
             uptodate=[is_uptodate(functools.partial(_is_deployed, host))],
         )
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from nixa_tasks import process
 from nixa_tasks.errors import UsageError
 from nixa_tasks.manifest.load import is_found_valid, load
-from nixa_tasks.manifest.model import Fleet, Host, Manifest
+from nixa_tasks.manifest.model import Host, Manifest
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.receipt import Receipt
@@ -28,18 +28,19 @@ if TYPE_CHECKING:
 
 MANIFEST = "hosts.toml"
 _CHECK_SECONDS = 300.0
-_UNSERVED_FLEET = ("waves", "rollback_wave", "on_finish", "copy_jobs")
 _UNSERVED_HOST = ("mode", "reboot", "build_on", "hardware")
 
 
 @dataclass(slots=True)
 class Run:
-    """One run. `asked` names the hosts that this run is about: they are evaluated together."""
+    """One run. `asked` names the hosts that this run is about: they are evaluated together;
+    `deploys` those of them whose deploy was asked for: these keep the order of the waves."""
 
     manifest: Manifest
     layout: Layout
     journal: Journal
     asked: tuple[str, ...] = ()
+    deploys: tuple[str, ...] = ()
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _folder: Path | None = None
     _fingerprint: Fingerprint | None = None
@@ -126,9 +127,8 @@ def manifest() -> Manifest:
 def _served(found: Manifest) -> Manifest:
     """Raises UsageError for keys that the schema knows and this version does not serve yet: an
     accepted key must work."""
-    plain, fleet = Host("", ""), Fleet("")
-    used = [f"[fleet] {key}" for key in _UNSERVED_FLEET if getattr(found.fleet, key) != getattr(fleet, key)]
-    used += [
+    plain = Host("", "")
+    used = [
         f"[hosts.{host.name}] {key}"
         for host in found.hosts.values()
         for key in _UNSERVED_HOST
@@ -147,11 +147,11 @@ def layout() -> Layout:
     return Layout(manifest().root)
 
 
-def begin(asked: tuple[str, ...]) -> Run:
+def begin(asked: tuple[str, ...], deploys: tuple[str, ...] = ()) -> Run:
     """Make this process's run. The manifest was found valid by then."""
     place = layout()
     place.make()
-    run = Run(manifest(), place, Journal(place.journal), asked)
+    run = Run(manifest(), place, Journal(place.journal), asked, deploys)
     _made[:] = [run]
     return run
 

@@ -6,7 +6,7 @@ doit does not tell a task creator what was selected, so the words are read from 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nixa_tasks.errors import UsageError
@@ -41,9 +41,10 @@ _WITH_VALUE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The hosts whose tasks are to be made."""
+    """The hosts whose tasks are to be made, and those of them whose deploy is asked for."""
 
     hosts: tuple[str, ...]
+    deploys: tuple[str, ...] = ()
 
 
 def select(words: Sequence[str], manifest: Manifest) -> Selection:
@@ -53,11 +54,12 @@ def select(words: Sequence[str], manifest: Manifest) -> Selection:
     if named[:1] == ["run"]:
         del named[0]
     if named and named[0] in _DOIT_COMMANDS:
-        return Selection(tuple(manifest.hosts))
+        return Selection(tuple(manifest.hosts), _deploys(named[1:], manifest.hosts))
     if expression is not None:
         from nixa_tasks.manifest.select import select as select_hosts
 
-        return Selection(select_hosts(expression, manifest.hosts))
+        hosts = select_hosts(expression, manifest.hosts)
+        return Selection(hosts, _deploys(named, hosts))
     chosen: dict[str, None] = {}
     is_whole = not named
     for word in named:
@@ -68,7 +70,17 @@ def select(words: Sequence[str], manifest: Manifest) -> Selection:
             _matching(word, pattern, manifest.images, "image")
         elif family in HOST_FAMILIES or family in FLEET_FAMILIES or "*" in word or "/" in word:
             is_whole = True
-    return Selection(tuple(manifest.hosts) if is_whole else tuple(chosen))
+    hosts = tuple(manifest.hosts) if is_whole else tuple(chosen)
+    return Selection(hosts, _deploys(named, hosts))
+
+
+def _deploys(named: Sequence[str], hosts: Iterable[str]) -> tuple[str, ...]:
+    """The hosts whose deploy the words ask for, by doit's own rule for `*`."""
+    return tuple(
+        host
+        for host in hosts
+        if any(word == "deploy" or fnmatch.fnmatch(f"deploy:{host}", word) for word in named)
+    )
 
 
 def _read(words: Sequence[str]) -> tuple[list[str], str | None]:

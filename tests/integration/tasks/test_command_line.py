@@ -169,3 +169,21 @@ def test_pin_check_looks_at_every_image_and_writes_nothing(doit: Doit, project: 
         assert "doit pin:old" in both.stdout
         assert doit("pin:right", "--check", NIXA_GITHUB_API=server.base).returncode == 0
     assert manifest.read_text() == before
+
+
+def test_a_wave_behind_a_failed_one_is_not_started_and_says_why(doit: Doit, project: Path) -> None:
+    manifest = project / "hosts.toml"
+    manifest.write_text(manifest.read_text().replace("version = 1", 'version = 1\nfleet.waves = [["web2"]]'))
+    done = doit("deploy")
+    assert done.returncode == 1
+    assert "web1: deploy: not started: wave 1 failed (web2)" in done.stdout
+    assert "web1  not started" in done.stdout
+    assert "web1: reach" not in done.stdout
+    assert done.stdout.count("the connection is refused") >= 1
+    assert "_wave" not in done.stdout + done.stderr + doit("list", "--all").stdout
+    alone = doit("deploy:web1", "reach:web2")
+    assert "web1: reach: failed" in alone.stdout, "a wave that nobody asked for holds nobody"
+    doit("ignore", "deploy:web2")
+    held = doit("deploy")
+    assert held.returncode == 1
+    assert "web1: deploy: not started: wave 1 is not complete" in held.stdout
