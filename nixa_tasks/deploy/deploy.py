@@ -13,6 +13,7 @@ from nixa_tasks import nix
 from nixa_tasks.deploy import copy, install, receipts, switch
 from nixa_tasks.deploy.decide import Action, Asked, Decision, Situation, decide
 from nixa_tasks.deploy.receipts import Started
+from nixa_tasks.deploy.uplink import Uplink
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.flake.evaluate import Output
@@ -57,9 +58,19 @@ class Suppliers:
 
 
 @dataclass(frozen=True, slots=True)
+class Back:
+    """The way back of one switch: to the system `to` that ran before it, and only while what it
+    switched to, `since`, still runs."""
+
+    to: str
+    since: str
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """One host's turn. `flake`: the locked reference that `output` was evaluated from; `neighbours`:
-    the hosts of this run."""
+    the hosts of this run; `back`: for a rollback that undoes one switch and nothing else (without
+    it, the host's history says to where)."""
 
     manifest: Manifest
     host: Host
@@ -70,16 +81,19 @@ class Order:
     folder: Path
     suppliers: Suppliers
     neighbours: Neighbours
+    uplink: Uplink
     asked: Asked = Asked.DEPLOY
+    back: Back | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How a host's turn ended well."""
+    """How a host's turn ended well. `before` is the system that ran when it began."""
 
     action: Action
     reason: str
     receipt: Receipt
+    before: str | None
 
 
 def carry_out(order: Order) -> Done:
@@ -130,6 +144,7 @@ def _reach(order: Order, log: RunLog) -> Work:
         order.journal,
         log,
         order.folder,
+        order.uplink,
     )
 
 
@@ -152,11 +167,11 @@ def situation(work: Work, asked: Asked, wanted: str | None) -> Situation:
 def _act(order: Order, work: Work, started: Started) -> Done:
     """Decide and do it, under the host's lock. That holds for a host that runs the wanted system
     too: a switch whose controller died may be about to go back from it."""
-    wanted = _earlier(work) if order.asked is Asked.ROLLBACK else work.wanted
+    wanted = _earlier(order, work) if order.asked is Asked.ROLLBACK else work.wanted
     decision = _decide(order, work, wanted)
     _build(order, work, decision)
     if work.reached.facts.elevation is None and decision.action is Action.CURRENT:
-        return Done(decision.action, decision.reason, _adopt(work, started))
+        return Done(decision.action, decision.reason, _adopt(work, started), work.reached.facts.system)
     install.check_root(work)
     with lock.held(
         work.reached.ssh,
@@ -168,11 +183,14 @@ def _act(order: Order, work: Work, started: Started) -> Done:
             work = dataclasses.replace(work, reached=dataclasses.replace(work.reached, facts=facts))
             decision = _decide(order, work, wanted)
             _build(order, work, decision)
-        return Done(decision.action, decision.reason, _change(order, work, decision, wanted, started))
+        receipt = _change(order, work, decision, wanted, started)
+        return Done(decision.action, decision.reason, receipt, work.reached.facts.system)
 
 
 def _decide(order: Order, work: Work, wanted: str | None) -> Decision:
     decision = decide(situation(work, order.asked, wanted))
+    if order.back is not None and work.reached.facts.system != order.back.since:
+        decision = Decision(Action.REFUSE, "runs something else by now than what it was switched to")
     order.journal.note(order.host.name, "decide", f"{decision.action}: it {decision.reason}")
     if decision.action is Action.REFUSE:
         raise Refused(
@@ -229,7 +247,7 @@ def _switch(order: Order, work: Work, new: str, started: Started) -> Receipt:
     if order.asked is Asked.ROLLBACK:
         return switch.switch(work, new, How.ROLLBACK, started, wanted=new, drv=None)
     system = order.suppliers.system(work)
-    with order.journal.step(order.host.name, "copy"):
+    with work.sending("copy"):
         copy.copy(work.reached.ssh, system, sink=work.log)
     return switch.switch(work, new, How.SWITCH, started, wanted=new, drv=work.drv)
 
@@ -248,8 +266,11 @@ def _adopt(work: Work, started: Started) -> Receipt:
     return receipt
 
 
-def _earlier(work: Work) -> str | None:
-    """The system that ran before the live one: by the host's own history, else its profile."""
+def _earlier(order: Order, work: Work) -> str | None:
+    """The system that ran before the live one: by the order itself, the host's own history, or its
+    profile."""
+    if order.back is not None:
+        return order.back.to
     ssh, live = work.reached.ssh, work.reached.facts.system
     if work.reached.facts.os is not Os.NIXOS:
         return None

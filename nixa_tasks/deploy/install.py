@@ -133,6 +133,7 @@ def _boot_installer(work: Work, parts: Parts) -> None:
         step.sha256, step.size = parts.image.sha256, parts.image.path.stat().st_size
         delivered = deliver.deliver(
             ssh, parts.image, tools=facts.tools, neighbours=parts.neighbours, log=work.log,
+            turn=lambda: work.turn("upload"),
             progress=step.progress, downloaded=step.downloaded,
             note=lambda text: journal.note(name, "upload", text),
         )  # fmt: skip
@@ -152,14 +153,13 @@ def _boot_installer(work: Work, parts: Parts) -> None:
 def _partition_and_install(work: Work, parts: Parts, provided: Provided) -> None:
     """Two runs of nixos-anywhere, and nixa's own copy of the closure between them: its own pays a
     round trip for every path, and finds nothing to do then."""
-    name, journal = work.host.name, work.journal
     ssh = _moved(work).as_root()
-    with journal.step(name, "copy disko"):
+    with work.sending("copy disko"):
         copy.copy(ssh, parts.disko, sink=work.log)
     _nixos_anywhere(
         work, ssh, "disko", Installation(("disko",), parts.disko, parts.system, keys=provided.keys)
     )
-    with journal.step(name, "copy"):
+    with work.sending("copy"):
         copy.copy(ssh, parts.system, sink=work.log, root="/mnt")
     _nixos_anywhere(
         work,

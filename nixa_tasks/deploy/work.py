@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from nixa_tasks.deploy.uplink import Uplink
 from nixa_tasks.flake.evaluate import Output
 from nixa_tasks.manifest.model import Host, Manifest
 from nixa_tasks.state.journal import Journal
@@ -18,7 +21,7 @@ class Work:
     """One host's deploy: the host, what it should run, and how it was reached.
 
     `flake` is the locked reference that the output was evaluated from; `folder` is this run's
-    private folder.
+    private folder; `uplink` gives the turns for large transfers.
     """
 
     manifest: Manifest
@@ -30,6 +33,7 @@ class Work:
     journal: Journal
     log: RunLog
     folder: Path
+    uplink: Uplink
 
     @property
     def wanted(self) -> str:
@@ -38,3 +42,13 @@ class Work:
     @property
     def drv(self) -> str:
         return self.output.toplevel_drv
+
+    @contextmanager
+    def sending(self, step: str) -> Iterator[None]:
+        """A step that sends something large: it begins when it is this host's turn."""
+        with self.turn(step), self.journal.step(self.host.name, step):
+            yield
+
+    def turn(self, step: str) -> AbstractContextManager[None]:
+        """This host's turn to be sent something large."""
+        return self.uplink.turn(lambda text: self.journal.note(self.host.name, step, text))

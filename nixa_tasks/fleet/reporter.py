@@ -19,7 +19,7 @@ from nixa_tasks.state.journal import Event, Kind
 
 _WORK = frozenset({"deploy", "reinstall", "rollback"})
 _PROGRESS_SECONDS = 5.0
-FAILED, NOT_STARTED = "failed", "not started"
+FAILED, NOT_STARTED, UNCHANGED = "failed", "not started", "unchanged"
 
 
 @dataclass(frozen=True, slots=True)

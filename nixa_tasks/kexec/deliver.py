@@ -8,6 +8,7 @@ upload that was cut goes on where it ended, once what is there has been compared
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,26 +75,29 @@ def deliver(
     *,
     tools: tuple[str, ...],
     neighbours: Neighbours,
+    turn: Callable[[], AbstractContextManager[None]],
     progress: Progress,
     downloaded: Callable[[int], None],
     note: Callable[[str], None],
     log: Sink,
 ) -> Delivered:
     """Get the file to the host, going on from what is there; where the image is to be pulled, hand it
-    on to the hosts that wait for it. It is not trusted yet: `boot` checks it. `downloaded` is told how
-    many bytes the host itself got from upstream.
+    on to the hosts that wait for it. An upload waits for its `turn`. `downloaded` is told how many bytes
+    the host itself got from upstream. The file is not trusted yet: `boot` checks it.
 
     Raises NixaError where there is no room, Unreachable after several tries.
     """
     check_tools(ssh, obtained, tools)
     folder = _have_room(ssh, obtained)
     if obtained.image.deliver is Deliver.UPLOAD:
-        _upload(ssh, obtained, progress=progress, note=note)
+        with turn():
+            _upload(ssh, obtained, progress=progress, note=note)
         return Delivered(obtained, folder)
     with neighbours.joined(obtained.sha256, ssh.host.name) as member:
         if not pull(ssh, obtained, member, downloaded=downloaded, note=note, log=log):
             note("the host can't fetch it from anywhere: uploading it")
-            _upload(ssh, obtained, progress=progress, note=note)
+            with turn():
+                _upload(ssh, obtained, progress=progress, note=note)
         hand_on(ssh, obtained, member, note=note)
     return Delivered(obtained, folder)
 

@@ -26,6 +26,7 @@ from nixa_tasks import process
 from nixa_tasks.errors import EXIT_FAILED, EXIT_INTERNAL, EXIT_USAGE, Interrupted, NixaError
 from nixa_tasks.fleet.reporter import Result, View, summary, view_for
 from nixa_tasks.state.journal import Event, Kind
+from nixa_tasks.state.stamps import now
 from nixa_tasks.tasks import waves
 
 _WIND_DOWN_SECONDS = 5.0
@@ -126,7 +127,7 @@ class Reporter:
         self._out = outstream
         self._view: View | None = None
         self._runtime_errors: list[str] = []
-        self._started = time.monotonic()
+        self._started, self._started_at = time.monotonic(), now()
         self._silent = False
         self._wanted: set[str] = set()
         self._held = waves.Held()
@@ -198,7 +199,10 @@ class Reporter:
 
     def complete_run(self) -> None:
         """Called at the end, also of a run that was stopped. Sets the exit status."""
-        stopped = isinstance(sys.exc_info()[1], SystemExit | KeyboardInterrupt)
+        stop = sys.exc_info()[1]
+        if not isinstance(stop, SystemExit | KeyboardInterrupt):
+            stop = self._afterwards()
+        stopped = stop is not None
         if stopped:
             _wind_down()
         if self._view is not None:
@@ -207,24 +211,48 @@ class Reporter:
         from nixa_tasks.tasks import run
 
         run.close()
-        if outcome.crashed is not None and not stopped:
+        if stop is not None:
+            raise stop
+        if outcome.crashed is not None:
             sys.stderr.write(f"nixa itself is at fault; please report this:\n{outcome.crashed}")
             raise SystemExit(EXIT_INTERNAL)
-        if outcome.status and not stopped:
+        if outcome.status:
             raise SystemExit(outcome.status)
+
+    def _afterwards(self) -> BaseException | None:
+        """What follows once all tasks have ended; a signal may stop that too."""
+        from nixa_tasks.tasks import run
+
+        current = run.peek()
+        if current is None or not current.turns:
+            return None
+        from nixa_tasks.tasks import afterwards
+
+        fleet = current.manifest.fleet
+        try:
+            broken = waves.now_broken(outcome.results, self._held.ignored)
+            if fleet.rollback_wave and broken is not None and broken.failed:
+                _call(afterwards.take_back, (broken,))
+            seconds = time.monotonic() - self._started
+            status = EXIT_INTERNAL if outcome.crashed is not None else outcome.status
+            _call(afterwards.tell, (self._started_at, seconds, status))
+        except (SystemExit, KeyboardInterrupt) as stop:
+            return stop
+        return None
 
     def _tell(self, stopped: bool) -> None:
         for text in outcome.shown:
             self._out.write(text if text.endswith("\n") else text + "\n")
         errors = [error for error in outcome.errors if not isinstance(error, Interrupted)]
         results = list(outcome.results.values())
+        unchanged = [name for name in outcome.unchanged if name.partition(":")[2] not in outcome.results]
         if len(results) < 2 and errors:
             results = []
         lines = summary(results, errors)
-        if outcome.unchanged and not results and not errors:
-            lines.append(_nothing_to_do(outcome.unchanged, time.monotonic() - self._started))
-        elif outcome.unchanged:
-            lines.append(f"unchanged: {len(outcome.unchanged)} more")
+        if unchanged and not results and not errors:
+            lines.append(_nothing_to_do(unchanged, time.monotonic() - self._started))
+        elif unchanged:
+            lines.append(f"unchanged: {len(unchanged)} more")
         stream = sys.stderr if self._silent else self._out
         for line in lines[1:] if lines[:1] == [""] else lines:
             stream.write(line + "\n")

@@ -23,8 +23,10 @@ from nixa_tasks.state.receipt import Receipt
 from nixa_tasks.state.stamps import read_json
 
 if TYPE_CHECKING:
+    from nixa_tasks.deploy.uplink import Uplink
     from nixa_tasks.flake.evaluate import Evaluation, Output
     from nixa_tasks.flake.fingerprint import Fingerprint
+    from nixa_tasks.tasks.work import Turn
 
 MANIFEST = "hosts.toml"
 _CHECK_SECONDS = 300.0
@@ -34,17 +36,21 @@ _UNSERVED_HOST = ("mode", "reboot", "build_on", "hardware")
 @dataclass(slots=True)
 class Run:
     """One run. `asked` names the hosts that this run is about: they are evaluated together;
-    `deploys` those of them whose deploy was asked for: these keep the order of the waves."""
+    `deploys` those of them whose deploy was asked for: these keep the order of the waves.
+    `turns`: those that the run has begun, each host's last one; many threads write, a key is one's.
+    """
 
     manifest: Manifest
     layout: Layout
     journal: Journal
     asked: tuple[str, ...] = ()
     deploys: tuple[str, ...] = ()
+    turns: dict[str, Turn] = field(default_factory=dict)
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _folder: Path | None = None
     _fingerprint: Fingerprint | None = None
     _evaluation: Evaluation | None = None
+    _uplink: Uplink | None = None
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
@@ -56,6 +62,16 @@ class Run:
 
                 self._folder = self._open.enter_context(run_folder())
             return self._folder
+
+    @property
+    def uplink(self) -> Uplink:
+        """What all hosts of this run share to send closures and images."""
+        with self._lock:
+            if self._uplink is None:
+                from nixa_tasks.deploy.uplink import Uplink
+
+                self._uplink = Uplink(self.manifest.fleet.copy_jobs)
+            return self._uplink
 
     @property
     def fingerprint(self) -> Fingerprint:

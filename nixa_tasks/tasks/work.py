@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nixa_tasks.deploy.decide import Action, Asked
-from nixa_tasks.deploy.deploy import Done, Order, Suppliers
+from nixa_tasks.deploy.deploy import Back, Done, Order, Suppliers
 from nixa_tasks.deploy.deploy import carry_out as carry_out_order
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.flake import build
-from nixa_tasks.fleet.reporter import Result
+from nixa_tasks.fleet.reporter import FAILED, Result
 from nixa_tasks.kexec.image import Obtained
 from nixa_tasks.kexec.neighbours import Neighbours
 from nixa_tasks.manifest.model import Image
+from nixa_tasks.state.stamps import now as stamp_now
 from nixa_tasks.tasks import images, run
 from nixa_tasks.tasks.doit import outcome
 
@@ -28,10 +30,21 @@ _neighbours = Neighbours()
 _builds = threading.BoundedSemaphore(2)  # Nix itself builds in parallel; more clients only queue
 
 
-def carry_out(host: str, asked: Asked) -> None:
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A host's turn in this run: when it began (RFC 3339, UTC), and what was done; None for one
+    that failed."""
+
+    asked: Asked
+    started_at: str
+    done: Done | None = None
+
+
+def carry_out(host: str, asked: Asked, back: Back | None = None) -> None:
     """Do what is asked of one host, and record how it ended for the table."""
     now = run.current()
     started = time.monotonic()
+    now.turns[host] = Turn(asked, stamp_now())
     order = Order(
         manifest=now.manifest,
         host=now.manifest.hosts[host],
@@ -42,7 +55,9 @@ def carry_out(host: str, asked: Asked) -> None:
         folder=now.folder,
         suppliers=Suppliers(_system, _disko, _image),
         neighbours=_neighbours,
+        uplink=now.uplink,
         asked=asked,
+        back=back,
     )
     try:
         done = carry_out_order(order)
@@ -50,8 +65,9 @@ def carry_out(host: str, asked: Asked) -> None:
         outcome.record(Result(host, "stopped", "stopped before its end", time.monotonic() - started))
         raise
     except NixaError as error:
-        outcome.record(Result(host, "failed", error.what, time.monotonic() - started))
+        outcome.record(Result(host, FAILED, error.what, time.monotonic() - started))
         raise
+    now.turns[host] = replace(now.turns[host], done=done)
     outcome.record(Result(host, _word(done, asked), f"it {done.reason}", time.monotonic() - started))
 
 
