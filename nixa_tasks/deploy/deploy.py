@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import assert_never
 
 from nixa_tasks import nix
-from nixa_tasks.deploy import copy, install, receipts, switch
+from nixa_tasks.deploy import checks, copy, install, receipts, switch
 from nixa_tasks.deploy.decide import Action, Asked, Decision, Situation, decide
 from nixa_tasks.deploy.receipts import Started
 from nixa_tasks.deploy.uplink import Uplink
@@ -253,17 +253,30 @@ def _switch(order: Order, work: Work, new: str, started: Started) -> Receipt:
 
 
 def _adopt(work: Work, started: Started) -> Receipt:
-    """Record that the host runs what is wanted. Its own receipt stands if it says the same."""
+    """Record that the host runs what is wanted. Its own receipt stands if it says the same; without
+    it nobody has seen the checks pass, as when an installation was cut off before them."""
     theirs = Receipt.from_json(work.reached.facts.receipt)
     if theirs is not None and theirs.out == work.wanted and theirs.outcome is Outcome.DONE:
         receipt = dataclasses.replace(theirs, target=work.host.target, wanted=work.wanted)
         write_json(work.layout.host(work.host.name).deployed, receipt.to_json())
         return receipt
+    if work.reached.facts.elevation is not None:
+        _check(work)
     receipt = receipts.make(work, started, How.ADOPT, out=work.reached.facts.system, outcome=Outcome.DONE)
     if work.reached.facts.elevation is not None:
         receipts.write_remote(work.reached.ssh, receipt)
     receipts.write_local(work, receipt)
     return receipt
+
+
+def _check(work: Work) -> None:
+    name = work.host.name
+    checks.run_all(
+        work.host.checks,
+        work.reached.ssh,
+        failed_before=frozenset(),
+        note=lambda text: work.journal.note(name, "check", text),
+    )
 
 
 def _earlier(order: Order, work: Work) -> str | None:
