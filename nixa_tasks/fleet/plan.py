@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nixa_tasks.deploy.decide import Action, Asked, Situation, decide
@@ -18,7 +18,8 @@ from nixa_tasks.target.probe import Facts
 @dataclass(frozen=True, slots=True)
 class Planned:
     """One host's row. `action` is a decision's, or `unchanged`, or `unknown` where the host or the
-    flake can't be asked. `added` and `removed` are store paths' names, where both sides are known."""
+    flake can't be asked. `added` and `removed` are store paths' names, where both sides are known.
+    `wave`: the one that the host is in; None for a host that no wave names."""
 
     host: str
     action: str
@@ -27,6 +28,7 @@ class Planned:
     live: str | None = None
     added: tuple[str, ...] | None = None
     removed: tuple[str, ...] | None = None
+    wave: int | None = None
 
 
 def unchanged(host: str, output: Output, receipt: Receipt) -> Planned:
@@ -51,6 +53,11 @@ def with_difference(row: Planned, wanted: frozenset[str], live: frozenset[str]) 
     return dataclasses.replace(row, added=_names(wanted - live), removed=_names(live - wanted))
 
 
+def in_waves(rows: Sequence[Planned], waves: Mapping[str, int]) -> list[Planned]:
+    """The rows with the wave of each."""
+    return [dataclasses.replace(row, wave=waves.get(row.host)) for row in rows]
+
+
 def _names(paths: frozenset[str]) -> tuple[str, ...]:
     return tuple(sorted(path.rpartition("/")[2][33:] for path in paths))
 
@@ -59,7 +66,7 @@ def render(rows: Sequence[Planned], width: int) -> str:
     """A table, and below it what each closure gains and loses."""
     if not rows:
         return "hosts.toml declares no host"
-    lines = text.table(("host", "action", "why"), [(row.host, row.action, row.reason) for row in rows], width)
+    lines = _table(rows, width)
     for row in rows:
         if row.added is None or row.removed is None:
             continue
@@ -72,6 +79,15 @@ def render(rows: Sequence[Planned], width: int) -> str:
     if any(row.action in (Action.SWITCH, Action.INSTALL) for row in rows):
         lines.append("to do it: doit deploy")
     return "\n".join(lines)
+
+
+def _table(rows: Sequence[Planned], width: int) -> list[str]:
+    if all(row.wave is None for row in rows):
+        return text.table(
+            ("host", "action", "why"), [(row.host, row.action, row.reason) for row in rows], width
+        )
+    cells = [(row.host, str(row.wave or "last"), row.action, row.reason) for row in rows]
+    return text.table(("host", "wave", "action", "why"), cells, width)
 
 
 def as_json(rows: Sequence[Planned]) -> str:

@@ -24,7 +24,7 @@ def cross_check(manifest: Manifest, raw: Mapping[str, object], refused: Collecti
         *_confusable_tags(manifest.hosts, raw),
     ]
     if not any(finding.path[0] in ("hosts", "defaults") for finding in (*refused, *findings)):
-        findings += _idle_waves(manifest)
+        findings += _waves(manifest)
     return findings
 
 
@@ -103,7 +103,9 @@ def _confusable_tags(hosts: Mapping[str, Host], raw: Mapping[str, object]) -> It
                 yield Finding((*origin, number), f"is the tag {shown(tag)}, and a host is called {namesake}")
 
 
-def _idle_waves(manifest: Manifest) -> Iterator[Finding]:
+def _waves(manifest: Manifest) -> Iterator[Finding]:
+    if manifest.fleet.rollback_wave and not manifest.fleet.waves:
+        yield Finding(("fleet", "rollback_wave"), "goes only with `waves`: there is no wave to take back")
     for number, wave in enumerate(manifest.fleet.waves):
         for place, expression in enumerate(wave):
             try:

@@ -55,8 +55,10 @@ def _width() -> int:
 
 def _plan(hosts: tuple[str, ...], as_json: bool) -> None:
     from nixa_tasks.fleet import plan
+    from nixa_tasks.manifest.waves import wave_of
 
-    rows = _all(_plan_one, hosts)
+    manifest = run.manifest()
+    rows = plan.in_waves(_all(_plan_one, hosts), wave_of(manifest.fleet.waves, manifest.hosts))
     outcome.show(plan.as_json(rows) if as_json else plan.render(rows, _width()))
 
 

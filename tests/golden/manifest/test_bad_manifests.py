@@ -214,6 +214,7 @@ CASES: dict[str, str | bytes] = {
     "a wave of nobody": fleet('waves = [["@canary"], ["web1"]]'),
     "a wave that is no expression": fleet('waves = [["web1 and"]]'),
     "an empty wave": fleet("waves = [[]]"),
+    "no wave to take back": fleet("rollback_wave = true"),
     "many problems at once": (
         "version = 1\n[fleet]\njobs = 'many'\nwave = []\n[kexec.a]\nurl = 'gopher://x'\nsha256 = 'abc'\n"
         "[defaults]\nport = 0\n[hosts.web1]\ntarget = 'a b'\n[hosts.web2]\nuser = '-x'\nkexec = 'b'\n"
