@@ -37,8 +37,10 @@ def way_back(turn: Turn | None) -> Back | str:
     done = turn.done if turn is not None else None
     if done is None or done.action is Action.CURRENT:
         return "this run did not change it"
-    if done.action is not Action.SWITCH or done.before is None or done.receipt.out is None:
-        return f"{done.action} in this run, so no system ran before that it could go back to"
+    if done.before is None or done.receipt.out is None:
+        return "what ran before is not known"
+    if done.action is not Action.SWITCH:
+        return "it was installed in this run, so there is no system before"
     return Back(done.before, since=done.receipt.out)
 
 

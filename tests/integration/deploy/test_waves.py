@@ -53,6 +53,17 @@ def turns(fleet: Fleet) -> dict[str, tuple[int, int]]:
     return found
 
 
+def most_transfers(fleet: Fleet) -> int:
+    """How many transfers ran at the same time, at most."""
+    running, most = 0, 0
+    for line in (fleet.flake / ".nixa/journal.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        if event["step"] in ("upload", "copy", "copy disko") and event["event"] != "note":
+            running += 1 if event["event"] == "begin" else -1
+            most = max(most, running)
+    return most
+
+
 def test_a_failed_wave_holds_the_next_takes_its_own_back_and_is_finished_later(fleet: Fleet) -> None:
     told = arrange(fleet)
     machines = fleet.lab.machines
@@ -63,6 +74,7 @@ def test_a_failed_wave_holds_the_next_takes_its_own_back_and_is_finished_later(f
     assert [row["wave"] for row in document["hosts"]] == [1, 1, 2]
     order = turns(fleet)
     assert order["web3"][0] > max(order["web1"][1], order["web2"][1])
+    assert most_transfers(fleet) == 1, "copy_jobs = 1"
 
     before = {name: machine.current_system() for name, machine in machines.items()}
     contacts = fleet.contacts()

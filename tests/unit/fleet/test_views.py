@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nixa_tasks.errors import NixaError
-from nixa_tasks.fleet import text
+from nixa_tasks.fleet import plan, text
 from nixa_tasks.fleet.live import Live
 from nixa_tasks.fleet.reporter import Lines, Result, summary, wants_colour
 from nixa_tasks.state.journal import Event, Journal, Kind
@@ -106,3 +106,28 @@ def test_a_journal_keeps_a_line_for_a_step_begun_and_one_for_its_end(tmp_path: P
     assert '"event": "begin"' in begun
     assert '"outcome": "failed"' in ended
     assert '"text": "cut"' in ended
+
+
+def test_a_host_whose_turn_does_not_come_is_shown_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    event = Event(Kind.NOTE, "web2", "deploy", "not started: wave 1 failed (web1)", outcome="not started")
+    lines = io.StringIO()
+    Lines(lines)(event)
+    assert lines.getvalue() == "web2: deploy: not started: wave 1 failed (web1)\n"
+    monkeypatch.setenv("COLUMNS", "100")
+    view = Live(io.StringIO(), colour=False)
+    try:
+        view(event)
+        with view._console.capture() as shown:
+            view._console.print(view._draw())
+    finally:
+        view.close()
+    assert " ".join(shown.get().split()) == "○ web2 0.0 s not started: wave 1 failed (web1)"
+
+
+def test_a_plan_says_which_wave_a_host_is_in() -> None:
+    rows = [plan.Planned(name, "switch", "it has a new output") for name in ("web1", "web2")]
+    assert "wave" not in plan.render(plan.in_waves(rows, {}), 80)
+    shown = plan.render(plan.in_waves(rows, {"web2": 1}), 80).splitlines()
+    assert [line.split()[:3] for line in shown[:3]] == [
+        ["host", "wave", "action"], ["web1", "last", "switch"], ["web2", "1", "switch"],
+    ]  # fmt: skip

@@ -44,6 +44,25 @@ def test_what_a_command_line_is_about(words: list[str], hosts: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "deploys"),
+    [
+        (["deploy"], "web1 web2 db1"),
+        (["deploy:web1", "reach:db1"], "web1"),
+        (["deploy:web1", "plan"], "web1"),
+        (["deploy:web*", "-a"], "web1 web2"),
+        (["*:db1"], "db1"),
+        (["deploy", "--on", "@web and not web2"], "web1"),
+        (["reach", "--on", "@web"], ""),
+        (["info", "deploy:web1"], "web1"),
+        (["plan"], ""),
+        ([], ""),
+    ],
+)
+def test_only_what_is_to_be_deployed_keeps_the_order_of_the_waves(words: list[str], deploys: str) -> None:
+    assert select(words, MANIFEST).deploys == tuple(deploys.split())
+
+
+@pytest.mark.parametrize(
     ("words", "says"),
     [
         (["deploy:wbe1"], "did you mean deploy:web1"),
