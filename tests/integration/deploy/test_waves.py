@@ -67,14 +67,20 @@ def most_transfers(fleet: Fleet) -> int:
 def test_a_failed_wave_holds_the_next_takes_its_own_back_and_is_finished_later(fleet: Fleet) -> None:
     told = arrange(fleet)
     machines = fleet.lab.machines
-    fleet.doit("deploy")
+    fleet.change("web3", '{ message = "broken"; }\n')
+    fleet.doit("deploy", status=1)
     document, outcomes = heard(told)
-    assert outcomes == dict.fromkeys(("web1", "web2", "web3"), "installed")
-    assert document["exit_status"] == 0
+    assert outcomes == {"web1": "installed", "web2": "installed", "web3": "failed"}
+    assert document["exit_status"] == 1
     assert [row["wave"] for row in document["hosts"]] == [1, 1, 2]
     order = turns(fleet)
     assert order["web3"][0] > max(order["web1"][1], order["web2"][1])
     assert most_transfers(fleet) == 1, "copy_jobs = 1"
+
+    said = fleet.doit("deploy:web3", status=1)
+    assert "current: it runs what the flake says" in said
+    assert "check failed" in said, "what it runs has never passed its checks"
+    assert heard(told)[1] == {"web3": "failed"}
 
     before = {name: machine.current_system() for name, machine in machines.items()}
     contacts = fleet.contacts()
@@ -89,7 +95,7 @@ def test_a_failed_wave_holds_the_next_takes_its_own_back_and_is_finished_later(f
     document, outcomes = heard(told)
     assert outcomes == {"web1": "failed", "web2": "rolled back", "web3": "not started"}
     assert document["exit_status"] == 1
-    assert {row["host"]: row["out"] for row in document["hosts"]} == before
+    assert {row["host"]: row["out"] for row in document["hosts"]} == before | {"web3": None}
     assert all(row["wanted"] not in (None, row["out"]) for row in document["hosts"])
 
     fleet.change("web1", '{ message = "mended"; }\n')
@@ -102,8 +108,8 @@ def test_a_failed_wave_holds_the_next_takes_its_own_back_and_is_finished_later(f
     assert not told.exists(), "nothing happened, so nothing is told"
 
     (fleet.home / "status").write_text("7")
-    said = fleet.doit("rollback:web3", status=1)
+    said = fleet.doit("rollback:web2", status=1)
     assert "on_finish: ended with status 7" in said
     assert "    | heard" in said
-    assert machines["web3"].current_system() == before["web3"], "what is done is done"
+    assert machines["web2"].current_system() == before["web2"], "what is done is done"
     assert heard(told)[0]["exit_status"] == 0, "as it stood before"
