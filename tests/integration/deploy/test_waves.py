@@ -53,12 +53,12 @@ def turns(fleet: Fleet) -> dict[str, tuple[int, int]]:
     return found
 
 
-def most_transfers(fleet: Fleet) -> int:
-    """How many transfers ran at the same time, at most."""
+def most_copies(fleet: Fleet) -> int:
+    """How many closures were on their way at the same time, at most."""
     running, most = 0, 0
     for line in (fleet.flake / ".nixa/journal.jsonl").read_text().splitlines():
         event = json.loads(line)
-        if event["step"] in ("upload", "copy", "copy disko") and event["event"] != "note":
+        if event["step"] in ("copy", "copy disko") and event["event"] != "note":
             running += 1 if event["event"] == "begin" else -1
             most = max(most, running)
     return most
@@ -75,7 +75,7 @@ def test_a_failed_wave_holds_the_next_takes_its_own_back_and_is_finished_later(f
     assert [row["wave"] for row in document["hosts"]] == [1, 1, 2]
     order = turns(fleet)
     assert order["web3"][0] > max(order["web1"][1], order["web2"][1])
-    assert most_transfers(fleet) == 1, "copy_jobs = 1"
+    assert most_copies(fleet) == 1, "copy_jobs = 1"
 
     said = fleet.doit("deploy:web3", status=1)
     assert "current: it runs what the flake says" in said
