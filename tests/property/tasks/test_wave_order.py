@@ -111,7 +111,7 @@ def deploy(order: tuple[Wave, ...], asked: frozenset[str], outcomes: dict[str, s
     return seen
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(fleets(), st.integers(0, 3))
 def test_no_host_starts_before_every_host_of_the_wave_before_is_healthy(
     fleet: tuple[Manifest, frozenset[str], dict[str, str]], jobs: int
