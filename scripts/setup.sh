@@ -1,5 +1,6 @@
 # Sourced by ./quickstart and ./check: what both need on a machine with nothing but Debian and Python.
 #   need_tools PACKAGE…   install what is missing with apt
+#   need_kernel           a kernel, its modules and kexec for QEMU, unpacked to .venv/kernel
 #   need_venv EXTRA       a virtual environment of our own in .venv, with nixa in it
 # shellcheck shell=bash
 
@@ -46,6 +47,28 @@ need_tools() {
     apt-get -q update && apt-get -q -y install --no-install-recommends "$@"' sh "${missing[@]}" >"$log" 2>&1 ||
     { tail -n 20 "$log" >&2; rm -f "$log"; die "apt could not install them (above)"; }
   rm -f "$log"
+}
+
+# Unpacked, never installed: an installed kernel would be this computer's own at its next boot, and
+# kexec-tools would have a say in how it reboots. apt finds out what those two need beside them.
+need_kernel() {
+  local folder=$venv/kernel log meta package
+  [ ! -e "$folder/whole" ] || return 0
+  meta=linux-image-cloud-$(dpkg --print-architecture)
+  say "fetching $meta and kexec-tools for the QEMU test (they are not installed)"
+  rm -rf "$folder"
+  mkdir -p "$folder/debs/partial"
+  log=$folder/apt.log
+  fetch_debs() {
+    package=$(apt-cache depends "$meta" | awk '$1 == "Depends:" && $2 ~ /^linux-image/ { print $2; exit }')
+    [ -n "$package" ] && apt-get -q -y install --no-install-recommends --reinstall --download-only \
+      -o Dir::Cache::archives="$folder/debs/" -o Debug::NoLocking=1 -o APT::Sandbox::User=root "$package" kexec-tools
+  }
+  fetch_debs >"$log" 2>&1 || { apt-get -q update && fetch_debs; } >>"$log" 2>&1 ||
+    { tail -n 20 "$log" >&2; die "apt could not fetch $meta and kexec-tools (above)"; }
+  for package in "$folder"/debs/*.deb; do dpkg-deb -x "$package" "$folder" || die "$package can't be unpacked"; done
+  rm -rf "$folder/debs"
+  : >"$folder/whole"
 }
 
 need_venv() { # EXTRA: "" or "dev"
