@@ -28,7 +28,7 @@ _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_rng")
 _PROGRAMS = (
     "dash", "nix", "/usr/sbin/sshd", "ssh-keygen", "ip", "mkfs.ext4", "wipefs", "mount", "umount",
-    "mountpoint", "setsid", "flock",
+    "mountpoint", "setsid", "flock", "nohup",
 )  # fmt: skip
 _PARTS_OF_SSHD = ("/usr/lib/openssh/sshd-session", "/usr/lib/openssh/sshd-auth")  # of its newer versions
 _NAMES_OF_NIX = ("nix-store", "nix-env", "nix-daemon", "nix-build", "nix-instantiate")
@@ -122,7 +122,7 @@ def _tarball(path: Path, kernel: Path, ramdisk: Path) -> Path:
         "kexec/ip": (Path(_found("ip")), 0o755),
         "kexec/run": (FILES / "run.sh", 0o755),
     }
-    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+    with tarfile.open(path, "w:gz", compresslevel=0) as archive:
         for name, (file, mode) in members.items():
             entry = archive.gettarinfo(file.resolve(), name)
             entry.mode, entry.uid, entry.gid = mode, 0, 0
@@ -177,7 +177,9 @@ def _busybox(tree: Path) -> None:
     busybox = requirements.busybox()
     assert busybox is not None, "busybox-static is not installed here"
     shutil.copy(busybox, tree / "usr/bin/busybox")
-    said = subprocess.run((str(busybox), "--list"), capture_output=True, text=True, timeout=_SECONDS, check=True)
+    said = subprocess.run(
+        (str(busybox), "--list"), capture_output=True, text=True, timeout=_SECONDS, check=True
+    )
     for name in said.stdout.split():
         if not any(os.path.lexists(tree / folder / name) for folder in ("usr/bin", "usr/sbin")):
             (tree / "usr/bin" / name).symlink_to("busybox")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import socket
 import subprocess
 import time
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nixa_tasks.lab import linux
 from tests.integration.qemu.guest import Guest
 
 _MEMORY_MIB = 1280  # a little more than the 1 GiB that nixa asks for
@@ -43,6 +41,7 @@ class Qemu:
         with (folder / "disk.raw").open("wb") as file:
             file.truncate(_DISK_BYTES)
         argv = (
+            "setpriv", "--pdeathsig", "KILL",  # a killed test leaves no QEMU
             "qemu-system-x86_64", "-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "1",
             "-m", str(_MEMORY_MIB), "-nodefaults", "-no-user-config", "-display", "none",
             "-serial", "file:console.log",
@@ -55,7 +54,7 @@ class Qemu:
         with theirs, self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 argv, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                pass_fds=(theirs.fileno(),), preexec_fn=lambda: linux.die_with_parent(signal.SIGKILL),
+                pass_fds=(theirs.fileno(),),
             )  # fmt: skip
         self._lines = self._monitor.makefile("rw")
         self._events: list[str] = []
