@@ -57,7 +57,7 @@ class Qemu:
                 pass_fds=(theirs.fileno(),),
             )  # fmt: skip
         self._lines = self._monitor.makefile("rw")
-        self._events: list[str] = []
+        self._events: list[dict[str, Any]] = []
         self._ask("qmp_capabilities")
         forwarded = str(self._ask("human-monitor-command", {"command-line": "info usernet"}))
         found = re.search(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", forwarded)
@@ -84,10 +84,11 @@ class Qemu:
             time.sleep(0.2)
         return boots[0]
 
-    def resets(self) -> int:
-        """How often the machine was reset so far: a reboot is one, a kexec is none."""
-        self._ask("query-status")
-        return self._events.count("RESET")
+    def resets(self) -> list[float]:
+        """When the machine was reset so far (seconds since 1970). A kexec is no reset."""
+        self._ask("query-status")  # the events so far come before its answer
+        times = [event["timestamp"] for event in self._events if event["event"] == "RESET"]
+        return [time["seconds"] + time["microseconds"] / 1e6 for time in times]
 
     def tail(self) -> str:
         lines = self.console.read_text(errors="replace").splitlines() if self.console.exists() else []
@@ -106,7 +107,7 @@ class Qemu:
         while line := self._lines.readline():
             said = json.loads(line)
             if "event" in said:
-                self._events.append(said["event"])
+                self._events.append(said)
             elif "return" in said:
                 return said["return"]
             else:
