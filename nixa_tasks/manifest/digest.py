@@ -15,6 +15,7 @@ _BASE32 = "0123456789abcdfghijklmnpqrsvwxyz"
 _VALUES = {char: value for value, char in enumerate(_BASE32)}
 
 _OTHER_LENGTHS = {32: "MD5 in hex", 40: "SHA-1 in hex", 96: "SHA-384 in hex", 128: "SHA-512 in hex"}
+_LONGEST_KIND = 20
 _SRI = re.compile(r"([A-Za-z0-9]+)-(.*)", re.DOTALL)
 
 
@@ -24,11 +25,10 @@ def parse_sha256(text: str) -> str:
     `text` is SRI (`sha256-…=`), 64 hex digits of any case, or the 52 characters of Nix base32.
     Raises ValueError with the reason.
     """
+    text = text.removeprefix("sha256:")  # `nix hash path --base16` and docker write it so
     sri = _SRI.fullmatch(text)
     if sri is not None:
         return _from_sri(sri[1], sri[2])
-    if text.startswith("sha256:"):  # `nix hash path --base16` and docker write it so
-        return parse_sha256(text.removeprefix("sha256:"))
     if len(text) == HEX_LENGTH:
         return _from_hex(text)
     if len(text) == BASE32_LENGTH:
@@ -54,7 +54,8 @@ def to_base32(hexadecimal: str) -> str:
 
 def _from_sri(algorithm: str, encoded: str) -> str:
     if algorithm != "sha256":
-        raise ValueError(f"is a hash of the kind `{algorithm}`; `sha256-…` is needed")
+        kind = algorithm if len(algorithm) <= _LONGEST_KIND else f"{algorithm[:_LONGEST_KIND]}…"
+        raise ValueError(f"is a hash of the kind `{kind}`; `sha256-…` is needed")
     try:
         digest = base64.b64decode(encoded.encode("ascii"), validate=True)
     except (UnicodeEncodeError, binascii.Error) as error:

@@ -65,6 +65,8 @@ def test_nix_itself_writes_base32_so() -> None:
         ("0" * 51 + "A", "holds 'A', which Nix base32"),
         ("2" + "0" * 51, "above `1`"),
         ("sha256:", "is 0 characters long"),
+        ("sha256:" * 2000, "is 13993 characters long"),
+        ("x" * 5000 + "-", "of the kind `x{20}…`"),
     ],
 )
 def test_what_is_no_sha256_is_refused_with_its_reason(text: str, reason: str) -> None:
