@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from importlib import resources
 
 from nixa_tasks import process
-from nixa_tasks.errors import CommandFailed, DeadlinePassed, NixaError
+from nixa_tasks.errors import CommandFailed, Interrupted, NixaError
 from nixa_tasks.kexec.image import Obtained
 from nixa_tasks.kexec.neighbours import Member
 from nixa_tasks.kexec.onhost import FOLDER, good_prefix
@@ -99,7 +99,9 @@ def hand_on(ssh: Ssh, obtained: Obtained, member: Member, *, note: Note) -> None
         with _serving(ssh, obtained) as urls:
             note("handing it on to the hosts that wait for it")
             member.serve(urls)
-    except (CommandFailed, DeadlinePassed) as error:
+    except Interrupted:
+        raise
+    except NixaError as error:
         note(f"can't hand it on: {error.tail[-1] if error.tail else error.what}")
 
 
@@ -126,16 +128,19 @@ def _serving(ssh: Ssh, obtained: Obtained) -> Iterator[tuple[str, ...]]:
         what="handing the image on",
         env=environment(),
     ):
-        yield _urls(ssh, said[0], token)
+        yield serving_urls(ssh, said[0], token)
 
 
-def _urls(ssh: Ssh, said: str, token: str) -> tuple[str, ...]:
-    """From `serving PORT CLIENT PORT SERVER PORT`; what is no address or port is a fault there."""
+def serving_urls(ssh: Ssh, said: str, token: str) -> tuple[str, ...]:
+    """From `serving PORT CLIENT PORT SERVER PORT`. Raises NixaError for what is no address or port."""
     words = said.split()
     try:
         port = int(words[1])
-        seen = [str(ipaddress.ip_address(words[4]))] if len(words) > 4 else []
-    except ValueError as error:
+        if not 0 < port < 1 << 16:
+            raise ValueError(words[1])
+        address = ipaddress.ip_address(words[4]) if len(words) > 4 else None
+        seen = [] if address is None or "%" in str(address) else [str(address)]  # a link's own: ours alone
+    except (ValueError, IndexError) as error:
         raise NixaError("where the host serves the image can't be read", host=ssh.host.name) from error
     named = [ssh.target] if ssh.target not in seen else []
     return tuple(
