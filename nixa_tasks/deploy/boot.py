@@ -24,12 +24,12 @@ _BANNER_SECONDS = 3.0
 _LOGIN_REFUSED_SECONDS = 60.0
 
 # What nixos-anywhere's own reboot phase does first, so that the disk is clean and a zpool can be
-# imported without force.
+# imported without force. No nohup, which not every installer has.
 _REBOOT = """
 umount -R /mnt 2>/dev/null; swapoff -a 2>/dev/null
 if command -v zpool >/dev/null 2>&1; then zpool export -a; fi
 sync
-nohup sh -c 'sleep 1; reboot || busybox reboot -f' </dev/null >/dev/null 2>&1 &
+(trap '' HUP; sleep 1; reboot || busybox reboot -f) </dev/null >/dev/null 2>&1 &
 """
 
 

@@ -28,7 +28,7 @@ _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_rng")
 _PROGRAMS = (
     "dash", "nix", "/usr/sbin/sshd", "ssh-keygen", "ip", "mkfs.ext4", "wipefs", "mount", "umount",
-    "mountpoint", "setsid", "flock", "nohup",
+    "mountpoint", "setsid", "flock",
 )  # fmt: skip
 _PARTS_OF_SSHD = ("/usr/lib/openssh/sshd-session", "/usr/lib/openssh/sshd-auth")  # of its newer versions
 _NAMES_OF_NIX = ("nix-store", "nix-env", "nix-daemon", "nix-build", "nix-instantiate")
