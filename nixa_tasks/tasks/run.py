@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nixa_tasks.deploy.uplink import Uplink
     from nixa_tasks.flake.evaluate import Evaluation, Output
     from nixa_tasks.flake.fingerprint import Fingerprint
+    from nixa_tasks.kexec.neighbours import Neighbours
     from nixa_tasks.tasks.work import Turn
 
 MANIFEST = "hosts.toml"
@@ -51,6 +52,7 @@ class Run:
     _fingerprint: Fingerprint | None = None
     _evaluation: Evaluation | None = None
     _uplink: Uplink | None = None
+    _neighbours: Neighbours | None = None
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
@@ -72,6 +74,16 @@ class Run:
 
                 self._uplink = Uplink(self.manifest.fleet.copy_jobs)
             return self._uplink
+
+    @property
+    def neighbours(self) -> Neighbours:
+        """The hosts of this run that hand the image on to each other."""
+        with self._lock:
+            if self._neighbours is None:
+                from nixa_tasks.kexec.neighbours import Neighbours
+
+                self._neighbours = Neighbours()
+            return self._neighbours
 
     @property
     def fingerprint(self) -> Fingerprint:

@@ -15,7 +15,6 @@ from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.flake import build
 from nixa_tasks.fleet.reporter import FAILED, Result
 from nixa_tasks.kexec.image import Obtained
-from nixa_tasks.kexec.neighbours import Neighbours
 from nixa_tasks.manifest.model import Image
 from nixa_tasks.state.stamps import now as stamp_now
 from nixa_tasks.tasks import images, run
@@ -26,7 +25,6 @@ _SAID = {
     Action.SWITCH: "switched",
     Action.INSTALL: "installed",
 }
-_neighbours = Neighbours()
 _builds = threading.BoundedSemaphore(2)  # Nix itself builds in parallel; more clients only queue
 
 
@@ -54,7 +52,7 @@ def carry_out(host: str, asked: Asked, back: Back | None = None) -> None:
         journal=now.journal,
         folder=now.folder,
         suppliers=Suppliers(_system, _disko, _image),
-        neighbours=_neighbours,
+        neighbours=now.neighbours,
         uplink=now.uplink,
         asked=asked,
         back=back,
