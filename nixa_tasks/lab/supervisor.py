@@ -238,6 +238,7 @@ class Supervisor:
                 self.effects.clear(None)
                 linux.unmount(self.old)
                 self.disk.erase()
+                self.paths.oneshot.unlink(missing_ok=True)
                 self._new_disks()
                 self._boot(End.POWER_ON)
             case "stop":

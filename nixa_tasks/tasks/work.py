@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from pathlib import Path
 
+from nixa_tasks.deploy import remote_build
 from nixa_tasks.deploy.decide import Action, Asked
 from nixa_tasks.deploy.deploy import Done, Order, Suppliers
 from nixa_tasks.deploy.deploy import carry_out as carry_out_order
@@ -21,7 +23,9 @@ from nixa_tasks.tasks.doit import outcome
 
 _SAID = {
     Action.CURRENT: "current",
+    Action.PENDING: "pending",
     Action.SWITCH: "switched",
+    Action.BOOT: "booted",
     Action.INSTALL: "installed",
 }
 _neighbours = Neighbours()
@@ -40,7 +44,7 @@ def carry_out(host: str, asked: Asked) -> None:
         layout=now.layout,
         journal=now.journal,
         folder=now.folder,
-        suppliers=Suppliers(_system, _disko, _image),
+        suppliers=Suppliers(_system, _disko, _image, build_there),
         neighbours=_neighbours,
         asked=asked,
     )
@@ -56,7 +60,10 @@ def carry_out(host: str, asked: Asked) -> None:
 
 
 def _word(done: Done, asked: Asked) -> str:
-    return "rolled back" if asked is Asked.ROLLBACK and done.action is Action.SWITCH else _SAID[done.action]
+    if done.action is Action.BOOT and done.receipt.is_pending:
+        return "pending"
+    changed = done.action in (Action.SWITCH, Action.BOOT)
+    return "rolled back" if asked is Asked.ROLLBACK and changed else _SAID[done.action]
 
 
 def _system(work: Work) -> Path:
@@ -77,6 +84,16 @@ def _built(work: Work, what: build.What) -> Path:
         except build.DerivationGone:
             again = run.current().evaluation.again(name)
             return build.build(work.layout, name, again, what, sink=work.log)
+
+
+def build_there(work: Work) -> str:
+    """Have the host build its own system."""
+    with work.journal.step(work.host.name, "remote build"):
+        try:
+            return remote_build.build_there(work)
+        except build.DerivationGone:
+            again = run.current().evaluation.again(work.host.name)
+            return remote_build.build_there(dataclasses.replace(work, output=again))
 
 
 def _image(work: Work) -> Obtained:
