@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MANIFEST = "hosts.toml"
 _CHECK_SECONDS = 300.0
 _UNSERVED_FLEET = ("waves", "rollback_wave", "on_finish", "copy_jobs")
-_UNSERVED_HOST = ("hardware",)
+_UNSERVED_HOST: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

@@ -18,6 +18,9 @@ from nixa_tasks.fleet.reporter import Result
 from nixa_tasks.kexec.image import Obtained
 from nixa_tasks.kexec.neighbours import Neighbours
 from nixa_tasks.manifest.model import Image
+from nixa_tasks.state.runlog import RunLog
+from nixa_tasks.target import reach
+from nixa_tasks.target.hostkey import KnownHosts
 from nixa_tasks.tasks import images, run
 from nixa_tasks.tasks.doit import outcome
 
@@ -94,6 +97,41 @@ def build_there(work: Work) -> str:
         except build.DerivationGone:
             again = run.current().evaluation.again(work.host.name)
             return remote_build.build_there(dataclasses.replace(work, output=again))
+
+
+def build_alone(host: str, *, on_host: bool) -> None:
+    """`doit build:HOST`: the closure in the local store; on the host, where it builds its own
+    system and is a NixOS already."""
+    now = run.current()
+    declared, output = now.manifest.hosts[host], now.evaluation.of(host)
+    log = RunLog(now.layout.host(host).logs, "build", now.journal.run)
+    if on_host:
+        with now.journal.step(host, "reach"):
+            reached = reach.connect(
+                declared, now.folder, KnownHosts(), lambda text: now.journal.note(host, "reach", text)
+            )
+        try:
+            if remote_build.is_remote(declared, reached.facts.os):
+                flake = now.fingerprint.revision
+                build_there(
+                    Work(
+                        now.manifest,
+                        declared,
+                        output,
+                        flake,
+                        reached,
+                        now.layout,
+                        now.journal,
+                        log,
+                        now.folder,
+                    )
+                )
+                return
+        finally:
+            reached.ssh.disconnect()
+        now.journal.note(host, "build", "it does not run NixOS yet, so its first system is built here")
+    with now.journal.step(host, "build"):
+        build.build(now.layout, host, output, "toplevel", sink=log)
 
 
 def _image(work: Work) -> Obtained:
