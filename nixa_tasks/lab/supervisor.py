@@ -95,6 +95,8 @@ class Supervisor:
         set_faults = faults.active(self.paths.faults)
         stage = next_stage(end, faults=frozenset(set_faults), is_bootable=self.disk.is_bootable())
         self.has_begun, self.is_up, self.init, self.stage = True, False, None, stage
+        if stage is Stage.DARK:
+            self.paths.oneshot.unlink(missing_ok=True)  # the boot loader had its turn
         if stage in {Stage.DARK, Stage.OFF}:
             network.set_known(self.lab.bridge, self.address, known=True)
             self._write_state()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -46,13 +48,18 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 def receipt(fleet: Fleet, host: str) -> dict[str, Any]:
     """The host's own receipt, which must be the one that is remembered here."""
     there = json.loads(fleet.lab.machines[host].exec(["cat", "/var/lib/nixa/receipt.json"]).stdout)
-    here = json.loads((fleet.flake / ".nixa/hosts" / host / "deployed.json").read_text())
+    here = receipt_here(fleet, host)
     assert there == here
-    return dict(there)
+    return here
+
+
+def receipt_here(fleet: Fleet, host: str) -> dict[str, Any]:
+    return dict(json.loads((fleet.flake / ".nixa/hosts" / host / "deployed.json").read_text()))
 
 
 def states(fleet: Fleet, *options: str) -> dict[str, str]:
-    rows = json.loads(fleet.doit("status", "--json", *options))["hosts"]
+    """Of the hosts web1 and web2."""
+    rows = json.loads(fleet.doit("status", "--on", "web1 or web2", "--json", *options))["hosts"]
     return {row["host"]: row["state"] for row in rows}
 
 
@@ -64,8 +71,7 @@ def test_a_watched_first_boot_is_confirmed_or_undone(fleet: Fleet) -> None:
     web1 = fleet.lab.machines["web1"]
     first, boots = web1.current_system(), web1.boots
     fleet.change("web1", '{ message = "second"; }\n')
-    plan = fleet.doit("plan")
-    assert "not watched" not in plan.split("web1", 1)[1].splitlines()[0]
+    assert "not watched" not in fleet.doit("plan", "--on", "web1")
     assert "booted" in fleet.doit("deploy:web1")
     second = web1.current_system()
     assert second != first
@@ -86,11 +92,13 @@ def test_a_watched_first_boot_is_confirmed_or_undone(fleet: Fleet) -> None:
 
 
 def test_a_system_that_boots_and_fails_its_checks_is_left_by_another_boot(fleet: Fleet) -> None:
+    """Also where no boot loader can boot a system once: then the new one is the default meanwhile."""
     web1 = fleet.lab.machines["web1"]
     good, boots = web1.current_system(), web1.boots
     fleet.change("web1", '{ message = "unhealthy"; }\n')
-    web1.exec(["touch", "/bad"])
+    web1.exec(["sh", "-c", "touch /bad; rm /usr/bin/bootctl"])  # the next boot has it again
     said = fleet.doit("deploy:web1", status=1)
+    assert "not watched" in said
     assert "check failed" in said
     assert "rolled back" in said
     assert web1.boots == boots + 2
@@ -122,19 +130,65 @@ def test_a_power_cycle_leads_back_from_a_system_that_stays_away(fleet: Fleet) ->
     assert receipt(fleet, "web1")["outcome"] == "rolled-back"
 
 
+def test_a_machine_that_does_not_come_back_is_told_with_a_way_out(fleet: Fleet) -> None:
+    web1 = fleet.lab.machines["web1"]
+    good = web1.current_system()
+    web1.fault("boot-fails")
+    fleet.change("web1", '{ message = "fourth"; }\n')
+    impatient = (
+        "import runpy, nixa_tasks.deploy.boot as boot; boot.BOOT_SECONDS = 4; "
+        "runpy.run_module('doit', run_name='__main__', alter_sys=True)"
+    )
+    done = subprocess.run(
+        (sys.executable, "-c", impatient, "deploy:web1"),
+        cwd=fleet.flake, env=fleet.environment(), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said
+    assert "last seen" in said
+    assert "cut its power" in said
+    assert receipt_here(fleet, "web1")["outcome"] == "failed"
+    web1.clear()
+    web1.power_cycle()
+    assert web1.current_system() == profile(web1) == good
+
+
+def test_a_boot_whose_controller_died_is_confirmed_by_the_next_deploy(fleet: Fleet) -> None:
+    web1 = fleet.lab.machines["web1"]
+    good, boots = web1.current_system(), web1.boots
+    fleet.change("web1", '{ message = "fifth"; }\n')
+    child = subprocess.Popen(
+        (sys.executable, "-m", "doit", "deploy:web1"),
+        cwd=fleet.flake, env=fleet.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        web1.wait(lambda: web1.boots > boots, "restart")
+    finally:
+        child.kill()
+        child.wait()
+    web1.wait(lambda: web1.is_up, "boot")
+    new = web1.current_system()
+    assert new != good == profile(web1), "the next restart would lead back"
+    assert states(fleet, "--live")["web1"] == "unconfirmed"
+    assert "confirmed" in fleet.doit("deploy:web1")
+    assert web1.boots == boots + 1
+    assert web1.current_system() == profile(web1) == new
+    assert receipt(fleet, "web1")["outcome"] == "done"
+
+
 def test_without_a_reboot_the_system_waits_for_the_next_one(fleet: Fleet) -> None:
     web2 = fleet.lab.machines["web2"]
     old, boots = web2.current_system(), web2.boots
     fleet.change("web2", '{ message = "later"; }\n')
-    assert "not watched: reboot = false" in fleet.doit("plan")
+    assert "not watched: reboot = false" in fleet.doit("plan", "--on", "web2")
     assert "pending" in fleet.doit("deploy:web2")
     new = profile(web2)
     assert (web2.current_system(), web2.boots) == (old, boots)
     assert new != old
     told = receipt(fleet, "web2")
     assert (told["mode"], told["outcome"], told["out"], told["wanted"]) == ("boot", "done", old, new)
-    assert "next restart" in fleet.doit("status")
-    assert states(fleet, "--live")["web2"] == "pending"
+    assert "next restart" in fleet.doit("status", "--on", "web2", "--live")
+    assert states(fleet)["web2"] == "pending"
     before = web2.contacts()
     assert "nothing to do" in fleet.doit("deploy:web2")
     assert web2.contacts() == before
@@ -150,7 +204,6 @@ def test_without_a_reboot_the_system_waits_for_the_next_one(fleet: Fleet) -> Non
     assert states(fleet, "--live")["web2"] == "current"
     fleet.change("web2", '{ message = "later still"; }\n')
     assert "other means" not in fleet.doit("deploy:web2")
-    fleet.doit("-a", "deploy:web2")
 
 
 def test_a_host_builds_its_own_system(fleet: Fleet) -> None:
