@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from nixa_tasks import process
 from nixa_tasks.errors import UsageError
 from nixa_tasks.manifest.load import is_found_valid, load
-from nixa_tasks.manifest.model import Fleet, Host, Manifest
+from nixa_tasks.manifest.model import Fleet, Manifest
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.receipt import Receipt
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 MANIFEST = "hosts.toml"
 _CHECK_SECONDS = 300.0
 _UNSERVED_FLEET = ("waves", "rollback_wave", "on_finish", "copy_jobs")
-_UNSERVED_HOST: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -126,14 +125,8 @@ def manifest() -> Manifest:
 def _served(found: Manifest) -> Manifest:
     """Raises UsageError for keys that the schema knows and this version does not serve yet: an
     accepted key must work."""
-    plain, fleet = Host("", ""), Fleet("")
+    fleet = Fleet("")
     used = [f"[fleet] {key}" for key in _UNSERVED_FLEET if getattr(found.fleet, key) != getattr(fleet, key)]
-    used += [
-        f"[hosts.{host.name}] {key}"
-        for host in found.hosts.values()
-        for key in _UNSERVED_HOST
-        if getattr(host, key) != getattr(plain, key)
-    ]
     if used:
         raise UsageError(
             f"{MANIFEST}: this version does not serve yet: {', '.join(used)}",

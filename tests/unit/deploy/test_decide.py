@@ -25,8 +25,15 @@ UNCONFIRMED = receipt(OLD, WANTED, Outcome.FAILED)  # booted, or about to be
 TAKEN_BACK = receipt(OLD, WANTED, Outcome.ROLLED_BACK)
 
 
+AFTER = tuple(
+    (profile, mode, reboot)
+    for profile in (WANTED, OLD, STRANGE)
+    for mode, reboot in ((Mode.SWITCH, False), (Mode.BOOT, False), (Mode.BOOT, True))
+)
+
+
 def situations() -> Iterator[Situation]:
-    for asked, wanted, os, live, key, theirs, ours, install, drift, profile, way in itertools.product(
+    for asked, wanted, os, live, key, theirs, ours, install, drift, after in itertools.product(
         Asked,
         (WANTED, None),
         Os,
@@ -36,11 +43,10 @@ def situations() -> Iterator[Situation]:
         (None, receipt(OLD)),
         InstallPolicy,
         OnDrift,
-        (WANTED, OLD, STRANGE),
-        ((Mode.SWITCH, False), (Mode.BOOT, False), (Mode.BOOT, True)),
+        AFTER,
     ):
         if wanted is not None or asked is Asked.ROLLBACK:
-            yield Situation(asked, wanted, os, live, key, theirs, ours, install, drift, profile, *way)
+            yield Situation(asked, wanted, os, live, key, theirs, ours, install, drift, *after)
 
 
 ALL = tuple(situations())
