@@ -142,8 +142,8 @@ def test_doits_own_commands_still_work(doit: Doit) -> None:
 
 
 def test_a_key_that_is_not_served_yet_is_refused_rather_than_ignored(doit: Doit, project: Path) -> None:
-    manifest = project / "hosts.toml"
-    manifest.write_text(manifest.read_text().replace("[fleet]", "[fleet]\ncopy_jobs = 3"))
+    with (project / "hosts.toml").open("a") as file:
+        file.write("[fleet]\ncopy_jobs = 3\n")
     done = doit("deploy:web2")
     assert done.returncode == 3
     assert "[fleet] copy_jobs" in done.stderr
