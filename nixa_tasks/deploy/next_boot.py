@@ -109,7 +109,7 @@ def _restart(change: _Change, restart: Restart, failed_before: frozenset[str]) -
         after = boot.await_boot(
             ssh,
             before=work.reached.facts.boot_id,
-            deadline=boot.BOOT_SECONDS,
+            deadline=_boot_seconds(host),
             what="the first boot of the new system",
             hint=_gone_hint(host.name, restart),
         )
@@ -159,7 +159,7 @@ def _confirm(change: _Change, facts: Facts, failed_before: frozenset[str]) -> Re
         after = boot.await_boot(
             ssh,
             before=facts.boot_id,
-            deadline=boot.BOOT_SECONDS,
+            deadline=_boot_seconds(host),
             what="the restart into the system before",
             hint=_gone_hint(host.name, "watched"),
         )
@@ -203,6 +203,10 @@ def _ended(work: Work, guard: Guard) -> Receipt | None:
     for line in guard.logs():
         work.log(line)
     return guard.receipt()
+
+
+def _boot_seconds(host: Host) -> float:
+    return min(boot.BOOT_SECONDS, host.install_timeout)
 
 
 def _limit(host: Host) -> float:
