@@ -13,7 +13,7 @@ from doit import task_params
 from doit.exceptions import InvalidDodoFile
 
 from nixa_tasks.errors import NixaError
-from nixa_tasks.tasks import fleet, hosts, images, report, run
+from nixa_tasks.tasks import fleet, hardware, hosts, images, report, run
 from nixa_tasks.tasks.doit import Reporter
 from nixa_tasks.tasks.selection import select
 
@@ -81,6 +81,11 @@ def task_reinstall() -> Iterator[dict[str, Any]]:
 def task_history() -> Iterator[dict[str, Any]]:
     """what was deployed, when, from which revision, by whom, how it ended"""
     yield from hosts.history_tasks(_chosen.hosts)
+
+
+def task_hardware() -> Iterator[dict[str, Any]]:
+    """write a host's hardware report to its file in the flake"""
+    yield from hardware.hardware_tasks(_chosen.hosts)
 
 
 def task_kexec() -> Iterator[dict[str, Any]]:

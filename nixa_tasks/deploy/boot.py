@@ -18,6 +18,7 @@ from nixa_tasks.target import probe
 from nixa_tasks.target.probe import Facts
 from nixa_tasks.target.ssh import Ssh, Unreachable, environment
 
+BOOT_SECONDS = 600.0
 _POLL_SECONDS = 0.3
 _LOGIN_POLL_SECONDS = 1.0
 _BANNER_SECONDS = 3.0
@@ -30,6 +31,12 @@ umount -R /mnt 2>/dev/null; swapoff -a 2>/dev/null
 if command -v zpool >/dev/null 2>&1; then zpool export -a; fi
 sync
 (trap '' HUP; sleep 1; reboot || busybox reboot -f) </dev/null >/dev/null 2>&1 &
+"""
+# An installed system ends its services in order by itself.
+_RESTART = """
+PATH=$PATH:/run/current-system/sw/bin:/usr/sbin:/sbin
+sync
+nohup sh -c 'sleep 1; systemctl reboot || reboot || busybox reboot -f' </dev/null >/dev/null 2>&1 &
 """
 
 
@@ -62,8 +69,13 @@ class Address:
 
 
 def reboot(ssh: Ssh) -> None:
-    """Ask the machine to reboot, as root. It answers before it goes."""
+    """Ask the installer to reboot, as root. It answers before it goes."""
     ssh.run(_REBOOT, deadline=120, root=True, what="reboot")
+
+
+def restart(ssh: Ssh) -> None:
+    """Ask an installed system to reboot, as root. It answers before it goes."""
+    ssh.run(_RESTART, deadline=120, root=True, what="reboot")
 
 
 def await_boot(

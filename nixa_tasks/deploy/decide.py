@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from nixa_tasks.manifest.model import InstallPolicy, OnDrift
+from nixa_tasks.manifest.model import InstallPolicy, Mode, OnDrift
 from nixa_tasks.state.receipt import Receipt
 from nixa_tasks.target.probe import Os
 
@@ -23,10 +23,19 @@ class Asked(StrEnum):
 
 
 class Action(StrEnum):
+    """What is done with a host."""
+
     CURRENT = "current"
+    PENDING = "pending"
     SWITCH = "switch"
+    BOOT = "boot"
     INSTALL = "install"
     REFUSE = "refuse"
+
+    @property
+    def is_change(self) -> bool:
+        """Whether the host is changed by it."""
+        return self in (Action.SWITCH, Action.BOOT, Action.INSTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +43,8 @@ class Situation:
     """All that a decision depends on.
 
     `live` is the store path that runs now, `wanted` the one that the flake says (for a rollback:
-    the one to go back to, or None where there is none). `is_expected_key`: the host key is the
+    the one to go back to, or None where there is none), `profile` the one that the system profile
+    leads to. `mode` and `reboot`: how a change takes effect. `is_expected_key`: the host key is the
     pinned or remembered one, or a first contact; false only for a key that differs.
     """
 
@@ -47,6 +57,18 @@ class Situation:
     local: Receipt | None
     install: InstallPolicy
     on_drift: OnDrift
+    profile: str | None = None
+    mode: Mode = Mode.SWITCH
+    reboot: bool = False
+
+    @property
+    def boots_elsewhere(self) -> bool:
+        """Whether nixa itself has set another system than the live one to be booted next."""
+        return (
+            self.receipt is not None
+            and self.receipt.is_pending
+            and self.receipt.out == self.live != self.profile == self.receipt.wanted
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +104,44 @@ def _roll_back(now: Situation) -> Decision:
     if now.wanted is None:
         return Decision(Action.REFUSE, "has no system from before to go back to")
     if now.live == now.wanted:
+        if now.boots_elsewhere:
+            return _change(now, "keeps the system that runs, also at its next restart")
         return Decision(Action.CURRENT, "runs that system already")
-    return Decision(Action.SWITCH, "goes back to the system before")
+    return _change(now, "goes back to the system before")
 
 
 def _deploy_nixos(now: Situation) -> Decision:
+    receipt = now.receipt
     if now.live == now.wanted:
-        return Decision(Action.CURRENT, "runs what the flake says")
+        return _deploy_live(now)
     if now.install is InstallPolicy.ALWAYS:
         return Decision(Action.INSTALL, 'has another output, and hosts.toml says install = "always"')
-    if now.receipt is None:
-        return Decision(Action.SWITCH, "runs a NixOS that was not deployed by nixa")
-    if now.receipt.out != now.live:
-        if now.on_drift is OnDrift.STOP:
-            return Decision(Action.REFUSE, "was changed by other means since its last deploy")
-        return Decision(Action.SWITCH, "was changed by other means, and hosts.toml says to deploy over it")
-    return Decision(Action.SWITCH, "has a new output")
+    if receipt is None:
+        return _change(now, "runs a NixOS that was not deployed by nixa")
+    if now.mode is Mode.BOOT and not now.reboot and now.boots_elsewhere and now.profile == now.wanted:
+        return Decision(Action.PENDING, "boots into the new system at its next restart")
+    if receipt.accounts_for(now.live):
+        return _change(now, "has a new output")
+    return _deploy_over(now)
+
+
+def _deploy_live(now: Situation) -> Decision:
+    if now.boots_elsewhere:
+        return _change(now, "runs what the flake says, but is set to boot into another system")
+    if now.receipt is not None and now.receipt.is_unconfirmed and now.receipt.wanted == now.live:
+        return _change(now, "runs what the flake says, but nobody has confirmed it since it booted")
+    return Decision(Action.CURRENT, "runs what the flake says")
+
+
+def _deploy_over(now: Situation) -> Decision:
+    if now.on_drift is OnDrift.STOP:
+        return Decision(Action.REFUSE, "was changed by other means since its last deploy")
+    return _change(now, "was changed by other means, and hosts.toml says to deploy over it")
+
+
+def _change(now: Situation, reason: str) -> Decision:
+    """To another NixOS, in the way that hosts.toml says."""
+    return Decision(Action.BOOT if now.mode is Mode.BOOT else Action.SWITCH, reason)
 
 
 def _deploy_other(now: Situation) -> Decision:

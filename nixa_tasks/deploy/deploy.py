@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import assert_never
 
 from nixa_tasks import nix
-from nixa_tasks.deploy import checks, copy, install, receipts, switch
+from nixa_tasks.deploy import checks, copy, install, next_boot, receipts, remote_build, switch
 from nixa_tasks.deploy.decide import Action, Asked, Decision, Situation, decide
 from nixa_tasks.deploy.receipts import Started
 from nixa_tasks.deploy.uplink import Uplink
@@ -19,7 +19,7 @@ from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.flake.evaluate import Output
 from nixa_tasks.kexec.image import Obtained
 from nixa_tasks.kexec.neighbours import Neighbours
-from nixa_tasks.manifest.model import Host, Manifest
+from nixa_tasks.manifest.model import Host, Manifest, Mode
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.lock import locked
@@ -49,12 +49,13 @@ class Suppliers:
     """What a deploy asks for only when its decision needs it: built closures and a kexec image.
 
     `system` and `disko` build and root a closure; `image` gives a verified tarball,
-    looked into for the host's architecture.
+    looked into for the host's architecture. `there` has the host build its own system.
     """
 
     system: Callable[[Work], Path]
     disko: Callable[[Work], Path]
     image: Callable[[Work], Obtained]
+    there: Callable[[Work], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,9 @@ def situation(work: Work, asked: Asked, wanted: str | None) -> Situation:
         local=Receipt.from_json(read_json(work.layout.host(host.name).deployed)),
         install=host.install,
         on_drift=host.on_drift,
+        profile=facts.profile,
+        mode=host.mode,
+        reboot=host.reboot,
     )
 
 
@@ -170,7 +174,7 @@ def _act(order: Order, work: Work, started: Started) -> Done:
     wanted = _earlier(order, work) if order.asked is Asked.ROLLBACK else work.wanted
     decision = _decide(order, work, wanted)
     _build(order, work, decision)
-    if work.reached.facts.elevation is None and decision.action is Action.CURRENT:
+    if work.reached.facts.elevation is None and not decision.action.is_change:
         return Done(decision.action, decision.reason, _adopt(work, started), work.reached.facts.system)
     install.check_root(work)
     with lock.held(
@@ -215,7 +219,11 @@ def _refusal_hint(work: Work, decision: Decision) -> str | None:
 
 def _build(order: Order, work: Work, decision: Decision) -> None:
     """Have the closures before the host's lock is taken: building may take long."""
-    if order.asked is Asked.ROLLBACK or decision.action is Action.CURRENT:
+    if order.asked is Asked.ROLLBACK or not decision.action.is_change:
+        return
+    if _builds_there(work, decision):
+        install.check_root(work)
+        order.suppliers.there(work)
         return
     order.suppliers.system(work)
     if decision.action is Action.INSTALL:
@@ -223,13 +231,17 @@ def _build(order: Order, work: Work, decision: Decision) -> None:
         order.suppliers.disko(work)
 
 
+def _builds_there(work: Work, decision: Decision) -> bool:
+    return decision.action is not Action.INSTALL and remote_build.is_remote(work.host, work.reached.facts.os)
+
+
 def _change(order: Order, work: Work, decision: Decision, wanted: str | None, started: Started) -> Receipt:
     match decision.action:
         case Action.INSTALL:
             return _install(order, work, started)
-        case Action.SWITCH:
-            return _switch(order, work, wanted or work.wanted, started)
-        case Action.CURRENT:
+        case Action.SWITCH | Action.BOOT:
+            return _switch(order, work, decision.action, wanted or work.wanted, started)
+        case Action.CURRENT | Action.PENDING:
             return _adopt(work, started)
         case Action.REFUSE:
             raise AssertionError(decision)  # _decide has raised
@@ -243,19 +255,31 @@ def _install(order: Order, work: Work, started: Started) -> Receipt:
     return install.install(work, parts, started)
 
 
-def _switch(order: Order, work: Work, new: str, started: Started) -> Receipt:
-    if order.asked is Asked.ROLLBACK:
-        return switch.switch(work, new, How.ROLLBACK, started, wanted=new, drv=None)
-    system = order.suppliers.system(work)
-    with work.sending("copy"):
-        copy.copy(work.reached.ssh, system, sink=work.log)
-    return switch.switch(work, new, How.SWITCH, started, wanted=new, drv=work.drv)
+def _switch(order: Order, work: Work, action: Action, new: str, started: Started) -> Receipt:
+    is_boot = action is Action.BOOT
+    is_back = order.asked is Asked.ROLLBACK
+    how = How.ROLLBACK if is_back else How.BOOT if is_boot else How.SWITCH
+    drv = None if is_back else work.drv
+    if not is_back and not remote_build.is_remote(work.host, work.reached.facts.os):
+        system = order.suppliers.system(work)
+        with work.sending("copy"):
+            copy.copy(work.reached.ssh, system, sink=work.log)
+    if is_boot:
+        return next_boot.boot_into(work, new, how, started, drv=drv)
+    return switch.switch(work, new, how, started, wanted=new, drv=drv)
 
 
 def _adopt(work: Work, started: Started) -> Receipt:
-    """Record that the host runs what is wanted. Its own receipt stands if it says the same; without
-    it nobody has seen the checks pass, as when an installation was cut off before them."""
-    theirs = Receipt.from_json(work.reached.facts.receipt)
+    """Record that the host runs what is wanted, or will from its next restart on. Its own receipt
+    stands if it says the same; without it nobody has seen the checks pass, as when an installation
+    was cut off before them."""
+    theirs, live = Receipt.from_json(work.reached.facts.receipt), work.reached.facts.system
+    if theirs is not None and theirs.wanted == work.wanted and theirs.is_pending:
+        receipt = dataclasses.replace(theirs, target=work.host.target, out=live)
+        if live == work.wanted and work.reached.facts.elevation is not None:  # restarted since
+            receipts.write_remote(work.reached.ssh, receipt)
+        receipts.write_local(work, receipt)
+        return receipt
     if theirs is not None and theirs.out == work.wanted and theirs.outcome is Outcome.DONE:
         receipt = dataclasses.replace(theirs, target=work.host.target, wanted=work.wanted)
         write_json(work.layout.host(work.host.name).deployed, receipt.to_json())
@@ -287,6 +311,8 @@ def _earlier(order: Order, work: Work) -> str | None:
     ssh, live = work.reached.ssh, work.reached.facts.system
     if work.reached.facts.os is not Os.NIXOS:
         return None
+    if situation(work, Asked.ROLLBACK, live).boots_elsewhere:
+        return live  # what was set up for the next boot is taken back
     for receipt in reversed(receipts.read_history(ssh, root=True)):
         if receipt.out is None or receipt.out == live or not nix.is_store_path(receipt.out):
             continue
@@ -304,6 +330,8 @@ def is_deployed(host: Host, output: Output | None, receipt: Receipt | None) -> b
         output is not None
         and receipt is not None
         and receipt.outcome is Outcome.DONE
-        and receipt.out == receipt.wanted == output.toplevel_out
+        and receipt.wanted == output.toplevel_out
         and receipt.target == host.target
+        and (not receipt.is_pending or (host.mode is Mode.BOOT and not host.reboot))
+        and receipt.out is not None
     )

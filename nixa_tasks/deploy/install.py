@@ -27,7 +27,6 @@ from nixa_tasks.target.hostkey import Expectation, KnownHosts, Trust
 from nixa_tasks.target.probe import Facts, Os
 from nixa_tasks.target.ssh import Ssh, Unreachable
 
-BOOT_SECONDS = 600.0  # and no longer than `install_timeout`
 _KEXEC_HINT = (
     "look at its console; `kexec_extra_flags` go to kexec, 1.5 GB of memory are recommended, and\n"
     "Secure Boot must be off. If it has another address there: post_kexec_target"
@@ -270,7 +269,7 @@ def _await(
     is_right: Callable[[Facts], bool] = lambda _facts: True,
 ) -> Facts:
     """Wait for another boot than `before`; a wrong host key is told with both fingerprints."""
-    deadline = min(BOOT_SECONDS, work.host.install_timeout)
+    deadline = min(boot.BOOT_SECONDS, work.host.install_timeout)
     try:
         return boot.await_boot(ssh, before=before, deadline=deadline, what=what, hint=hint, is_right=is_right)
     except Unreachable as error:

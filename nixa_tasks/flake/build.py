@@ -66,14 +66,7 @@ def build(
     try:
         nix.run(argv, deadline=deadline, sink=sink, host=host, what=f"build of {what}")
     except NixFailed as error:
-        if error.reason is Reason.PATH_INVALID and not Path(drv).exists():
-            forget(layout, host)
-            raise DerivationGone(
-                f"build of {what}: {drv} is no longer in the store",
-                host=host,
-                tail=error.tail,
-                hint="run the same command again: the host is then evaluated again",
-            ) from error
+        _raise_if_gone(layout, host, what, drv, error)
         raise
     if not is_built(layout, host, output, what):
         raise NixaError(f"nix built {drv}, but {root} does not lead to {out}", host=host)
@@ -96,6 +89,7 @@ def remote_build_commands(output: Output, what: What, store: str, *, host: str) 
 
 
 def build_remotely(
+    layout: Layout,
     output: Output,
     what: What,
     store: str,
@@ -108,11 +102,30 @@ def build_remotely(
     """Build in the store at `store`; the path there, which has no root yet. `env`: what ssh needs
     (NIX_SSHOPTS, a PATH with an `ssh` in front). `deadline`: seconds, for each of two steps.
 
-    Raises NoDisko, nix_errors.NixFailed, DeadlinePassed, Interrupted.
+    Raises NoDisko, DerivationGone, nix_errors.NixFailed, DeadlinePassed, Interrupted.
     """
+    drv, _ = _paths(host, output, what)
     for argv in remote_build_commands(output, what, store, host=host):
-        nix.run(argv, deadline=deadline, sink=sink, host=host, what=f"build of {what} on the host", env=env)
+        try:
+            nix.run(
+                argv, deadline=deadline, sink=sink, host=host, what=f"build of {what} on the host", env=env
+            )
+        except NixFailed as error:
+            _raise_if_gone(layout, host, what, drv, error)
+            raise
     return _paths(host, output, what)[1]
+
+
+def _raise_if_gone(layout: Layout, host: str, what: What, drv: str, error: NixFailed) -> None:
+    if error.reason is not Reason.PATH_INVALID or Path(drv).exists():
+        return
+    forget(layout, host)
+    raise DerivationGone(
+        f"build of {what}: {drv} is no longer in the store",
+        host=host,
+        tail=error.tail,
+        hint="run the same command again: the host is then evaluated again",
+    ) from error
 
 
 def _paths(host: str, output: Output, what: What) -> tuple[str, str]:

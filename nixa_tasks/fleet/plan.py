@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nixa_tasks.deploy.decide import Action, Asked, Situation, decide
+from nixa_tasks.deploy.next_boot import unwatched
+from nixa_tasks.deploy.remote_build import is_remote
 from nixa_tasks.flake.evaluate import Output
 from nixa_tasks.fleet import text
-from nixa_tasks.manifest.model import Host
+from nixa_tasks.manifest.model import BuildOn, Host
 from nixa_tasks.state.receipt import Receipt
 from nixa_tasks.target.probe import Facts
 
@@ -44,8 +46,20 @@ def planned(host: Host, output: Output, facts: Facts, local: Receipt | None) -> 
     decision = decide(Situation(
         asked=Asked.DEPLOY, wanted=output.toplevel_out, os=facts.os, live=facts.system, is_expected_key=True,
         receipt=Receipt.from_json(facts.receipt), local=local, install=host.install, on_drift=host.on_drift,
+        profile=facts.profile, mode=host.mode, reboot=host.reboot,
     ))  # fmt: skip
-    return Planned(host.name, decision.action, f"it {decision.reason}", output.toplevel_out, facts.system)
+    reason = "; ".join((f"it {decision.reason}", *_notes(host, facts, decision.action)))
+    return Planned(host.name, decision.action, reason, output.toplevel_out, facts.system)
+
+
+def _notes(host: Host, facts: Facts, action: Action) -> Iterator[str]:
+    """What is worth knowing before the word is given."""
+    if action is Action.INSTALL and host.build_on is BuildOn.REMOTE:
+        yield "its first system is built here"
+    if action in (Action.SWITCH, Action.BOOT) and is_remote(host, facts.os):
+        yield "it builds by itself"
+    if action is Action.BOOT and (why := unwatched(host, facts)) is not None:
+        yield why
 
 
 def with_difference(row: Planned, wanted: frozenset[str], live: frozenset[str]) -> Planned:
@@ -76,7 +90,7 @@ def render(rows: Sequence[Planned], width: int) -> str:
         action: sum(row.action == action for row in rows) for action in dict.fromkeys(r.action for r in rows)
     }
     lines.append(", ".join(f"{count} {action}" for action, count in counts.items()))
-    if any(row.action in (Action.SWITCH, Action.INSTALL) for row in rows):
+    if any(row.action in (Action.SWITCH, Action.BOOT, Action.INSTALL) for row in rows):
         lines.append("to do it: doit deploy")
     return "\n".join(lines)
 

@@ -16,8 +16,9 @@ from nixa_tasks.target.probe import Facts, Os
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One host's row. `state`: current, outdated, rolled-back, failed, drift, new, unreachable,
-    not-nixos, or unevaluated. `is_live`: the host itself was asked."""
+    """One host's row. `state`: current, pending (the wanted system runs from the next restart on),
+    unconfirmed (it runs since a restart, and no deploy has looked at it), outdated, rolled-back,
+    failed, drift, new, unreachable, not-nixos, or unevaluated. `is_live`: the host itself was asked."""
 
     host: str
     wanted: str | None
@@ -48,7 +49,7 @@ def asked(host: Host, output: Output | None, facts: Facts) -> Standing:
     state = _state(wanted, facts.system, receipt)
     if facts.os is not Os.NIXOS:
         state = "not-nixos"
-    elif receipt is not None and facts.system not in (receipt.out, wanted):
+    elif receipt is not None and facts.system != wanted and not receipt.accounts_for(facts.system):
         state = "drift"
     return Standing(
         host.name, wanted, facts.system, receipt.started_at if receipt else None, state, is_live=True
@@ -64,9 +65,12 @@ def _state(wanted: str | None, live: str | None, receipt: Receipt | None) -> str
     if wanted is None:
         return "unevaluated"
     if live == wanted:
-        return "current"
+        is_unconfirmed = receipt is not None and receipt.is_unconfirmed and receipt.wanted == wanted
+        return "unconfirmed" if is_unconfirmed else "current"
     if receipt is None:
         return "new" if live is None else "outdated"
+    if receipt.wanted == wanted and receipt.is_pending:
+        return "pending"
     if receipt.wanted == wanted and receipt.outcome is not Outcome.DONE:
         return receipt.outcome
     return "outdated"
@@ -79,7 +83,11 @@ def render(rows: Sequence[Standing], width: int) -> str:
         (row.host, row.state, _short(row.wanted), _short(row.live), row.deployed_at or "never")
         for row in rows
     ]
-    return "\n".join(text.table(("host", "state", "wanted", "live", "last deploy"), cells, width))
+    lines = text.table(("host", "state", "wanted", "live", "last deploy"), cells, width)
+    lines += [
+        f"{row.host} boots into the new system at its next restart" for row in rows if row.state == "pending"
+    ]
+    return "\n".join(lines)
 
 
 def _short(path: str | None) -> str:

@@ -84,3 +84,20 @@ def system_of(base: Path) -> str | None:
             return target if (base / target[1:] / "init").exists() else None
         link = base / target[1:] if target.startswith("/") else link.parent / target
     return None
+
+
+def entry_of(base: Path, oneshot: str | None) -> str | None:
+    """The system that the boot loader below `base` boots: that of the entry `oneshot`, else of its
+    default entry; without any, the one of the profile."""
+    loader = base / "boot/loader"
+    for name in (oneshot, _after(loader / "loader.conf", "default ")):
+        init = _after(loader / "entries" / name, "options init=") if name else None
+        if init is not None and (base / init[1:]).exists():
+            return init.removesuffix("/init")
+    return system_of(base)
+
+
+def _after(file: Path, start: str) -> str | None:
+    """What follows `start` in the line that begins with it."""
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return next((line.removeprefix(start).strip() for line in lines if line.startswith(start)), None)

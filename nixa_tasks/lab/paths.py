@@ -73,6 +73,16 @@ class MachinePaths:
         """Left by `kexec -e`, so that the supervisor knows why pid 1 ended."""
         return self.root / "next"
 
+    @property
+    def oneshot(self) -> Path:
+        """The boot entry that the firmware was told to boot once, until it has."""
+        return self.root / "oneshot"
+
+    @property
+    def boot_system(self) -> Path:
+        """What the boot loader chose at this boot, for the boot script."""
+        return self.root / "boot-system"
+
 
 @dataclass(frozen=True, slots=True)
 class LabPaths:

@@ -17,7 +17,7 @@ from nixa_tasks.lab import linux
 from nixa_tasks.lab.linux import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT
 
 ADMIN = 1000
-_OPAQUE = ("etc/ssh", "home", "mnt", "nix", "root", "srv", "tmp", "var/lib", "var/tmp")
+_OPAQUE = ("boot", "etc/ssh", "home", "mnt", "nix", "root", "srv", "tmp", "var/lib", "var/tmp")
 _DEVICES = {
     "null": (1, 3),
     "zero": (1, 5),
@@ -26,11 +26,12 @@ _DEVICES = {
     "urandom": (1, 9),
     "tty": (5, 0),
 }
-_PROGRAMS = {  # the ways to end the machine, and to look at a systemd that it has not
+_PROGRAMS = {  # the ways to end the machine, what tells its firmware, and a systemd that it has not
     "usr/sbin/reboot": "reboot",
     "usr/sbin/poweroff": "poweroff",
     "usr/sbin/halt": "halt",
     "usr/bin/systemctl": "systemctl",
+    "usr/bin/bootctl": "bootctl",
     "usr/bin/busybox": "busybox",
 }
 _COVERED = {"usr/sbin/kexec": "kexec"}  # only where this computer has one

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nixa_tasks.lab import image, initrd, network
 from nixa_tasks.lab.boot import NIXOS_PATH, Boot
-from nixa_tasks.lab.disk import system_of
+from nixa_tasks.lab.disk import entry_of
 from nixa_tasks.lab.initrd import BrokenInitrd
 from nixa_tasks.lab.paths import LabPaths, MachinePaths
 from nixa_tasks.lab.root import ADMIN, Content, Root, users
@@ -68,7 +68,7 @@ def prepare(machine: Machine, stage: Stage, layer: Path, disk: int | Path, fault
         case Stage.INSTALLER:
             files, addresses = _installer(machine, faults)
         case Stage.INSTALLED:
-            files = _installed(machine.name, layer / "@root")
+            files = _installed(machine, layer / "@root")
         case _:
             files, hidden = _old(machine, layer / "@root"), _hidden_nix()
     path = "" if stage is Stage.OLD else f"SetEnv PATH={NIXOS_PATH}\n"
@@ -178,11 +178,15 @@ def _travelled(addrs: bytes, mac: str) -> list[str]:
         raise BrokenInitrd(f"addrs.json in it can't be read: {error}") from error
 
 
-def _installed(name: str, base: Path) -> dict[str, Content]:
-    """What a boot adds to the disk; the rest is the system's own activation."""
-    system = system_of(base)
-    release = base / (system or "/")[1:] / "etc/os-release"
-    files = _common(name)
+def _installed(machine: Machine, base: Path) -> dict[str, Content]:
+    """What a boot adds to the disk; the rest is the activation of the system that is booted."""
+    once = machine.paths.oneshot
+    name = once.read_text().strip() if once.exists() else None
+    once.unlink(missing_ok=True)
+    system = entry_of(base, name) or "/"
+    machine.paths.boot_system.write_text(f"{system}\n")
+    release = base / system[1:] / "etc/os-release"
+    files = _common(machine.name)
     files["etc/os-release"] = Content(release.read_bytes() if release.exists() else b"ID=nixos\n")
     if not (base / "etc/machine-id").exists():
         files["etc/machine-id"] = Content(f"{uuid.uuid4().hex}\n".encode(), 0o444)

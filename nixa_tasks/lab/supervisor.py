@@ -95,6 +95,8 @@ class Supervisor:
         set_faults = faults.active(self.paths.faults)
         stage = next_stage(end, faults=frozenset(set_faults), is_bootable=self.disk.is_bootable())
         self.has_begun, self.is_up, self.init, self.stage = True, False, None, stage
+        if stage is Stage.DARK:
+            self.paths.oneshot.unlink(missing_ok=True)  # the boot loader had its turn
         if stage in {Stage.DARK, Stage.OFF}:
             network.set_known(self.lab.bridge, self.address, known=True)
             self._write_state()
@@ -238,6 +240,7 @@ class Supervisor:
                 self.effects.clear(None)
                 linux.unmount(self.old)
                 self.disk.erase()
+                self.paths.oneshot.unlink(missing_ok=True)
                 self._new_disks()
                 self._boot(End.POWER_ON)
             case "stop":

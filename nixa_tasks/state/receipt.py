@@ -13,6 +13,7 @@ class How(StrEnum):
 
     INSTALL = "install"
     SWITCH = "switch"
+    BOOT = "boot"
     ADOPT = "adopt"
     ROLLBACK = "rollback"
 
@@ -39,6 +40,20 @@ class Receipt:
     seconds: float
     operator: str
     outcome: Outcome
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether `wanted` was set up and is to run from the next restart on."""
+        return self.outcome is Outcome.DONE and self.out is not None and self.out != self.wanted
+
+    @property
+    def is_unconfirmed(self) -> bool:
+        """Whether `wanted` was booted, or about to be, and nobody has confirmed it yet."""
+        return self.outcome is Outcome.FAILED and self.out is not None and self.out != self.wanted
+
+    def accounts_for(self, live: str | None) -> bool:
+        """Whether a host that runs `live` does what this receipt says, restarts included."""
+        return live == self.out or (live == self.wanted and (self.is_pending or self.is_unconfirmed))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

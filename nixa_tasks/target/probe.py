@@ -51,6 +51,10 @@ say kernel "$(uname -r)"; say arch "$(uname -m)"; say hostname "$(uname -n)"
 say system "$(readlink -f /run/current-system 2>/dev/null)"
 say booted "$(readlink -f /run/booted-system 2>/dev/null)"
 say profile "$(readlink -f /nix/var/nix/profiles/system 2>/dev/null)"
+if command -v bootctl >/dev/null 2>&1 && {{ [ -e /boot/loader/loader.conf ] ||
+  tr -d '\000' </sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f 2>/dev/null |
+  grep -q systemd-boot; }}; then say loader systemd-boot
+elif command -v grub-reboot >/dev/null 2>&1 && [ -e /boot/grub/grub.cfg ]; then say loader grub; fi
 say boot_id "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)"
 while read -r key value unit; do case $key in
   MemTotal:) say memory_kib "$value";; MemAvailable:) say available_kib "$value";;
@@ -79,7 +83,8 @@ class Os(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the probe saw. Sizes are bytes; `system` is the live system's store path or None."""
+    """What the probe saw. Sizes are bytes; `system` is the live system's store path or None.
+    `loader`: a boot loader that can boot a system just once, `systemd-boot` or `grub`; else empty."""
 
     os: Os
     os_name: str = ""
@@ -89,6 +94,7 @@ class Facts:
     system: str | None = None
     booted: str | None = None
     profile: str | None = None
+    loader: str = ""
     boot_id: str = ""
     memory: int = 0
     memory_available: int = 0
@@ -118,6 +124,7 @@ class Facts:
 
 _STORE_PATH = re.compile(r"/nix/store/[0-9a-z]{32}-[0-9A-Za-z+\-._?=]{1,211}")
 _BOOT_ID = re.compile(r"[0-9a-f-]{36}")
+_LOADER = re.compile("systemd-boot|grub")
 _WORD = re.compile(r"[\x20-\x7e]{1,200}")
 
 
@@ -148,6 +155,7 @@ def parse(answer: str) -> Facts:
         system=_match(_STORE_PATH, said.get("system")),
         booted=_match(_STORE_PATH, said.get("booted")),
         profile=_match(_STORE_PATH, said.get("profile")),
+        loader=_match(_LOADER, said.get("loader")) or "",
         boot_id=_match(_BOOT_ID, said.get("boot_id")) or "",
         memory=_kib(said.get("memory_kib")),
         memory_available=_kib(said.get("available_kib")),

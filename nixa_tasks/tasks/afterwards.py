@@ -35,11 +35,11 @@ def take_back(broken: Broken) -> None:
 def way_back(turn: Turn | None) -> Back | str:
     """Where a host of a failed wave goes back to, or why it is left as it is."""
     done = turn.done if turn is not None else None
-    if done is None or done.action is Action.CURRENT:
+    if done is None or not done.action.is_change:
         return "this run did not change it"
     if done.before is None or done.receipt.out is None:
         return "what ran before is not known"
-    if done.action is not Action.SWITCH:
+    if done.action is Action.INSTALL:
         return "it was installed in this run, so there is no system before"
     return Back(done.before, since=done.receipt.out)
 
@@ -76,7 +76,7 @@ class Ended:
 
 def is_told(made: Mapping[str, Turn]) -> bool:
     """Whether the run changed a host, or tried to: `on_finish` hears of nothing else."""
-    return any(turn.done is None or turn.done.action is not Action.CURRENT for turn in made.values())
+    return any(turn.done is None or turn.done.action.is_change for turn in made.values())
 
 
 def tell(started_at: str, seconds: float, status: int) -> None:

@@ -157,14 +157,17 @@ def _ask_standing(name: str) -> Standing:
 
 def _gc(dry_run: bool) -> None:
     from nixa_tasks.fleet.text import size
+    from nixa_tasks.manifest.model import BuildOn
     from nixa_tasks.tasks.images import cache
 
     removed = cache().gc(dry_run=dry_run, keep=run.manifest().images.values())
     word = "would be removed" if dry_run else "removed"
     lines = [f"{one.path}: {size(one.size)} {word}" for one in removed]
     now = run.current()
-    names = {name for host in now.manifest.hosts for name in (host, f"{host}-disko")}
-    superseded = {f"{host}-previous" for host in now.manifest.hosts}
+    hosts = now.manifest.hosts
+    names = {host for host in hosts if hosts[host].build_on is not BuildOn.REMOTE}
+    names |= {f"{host}-disko" for host in hosts}
+    superseded = {f"{host}-previous" for host in hosts} | hosts.keys()  # theirs who build by themselves
     for root in sorted(now.layout.gcroots.glob("*")) if now.layout.gcroots.is_dir() else []:
         if root.is_symlink() and root.name not in names and not root.name.startswith("kexec-"):
             why = "a superseded system" if root.name in superseded else "a host that hosts.toml no longer has"

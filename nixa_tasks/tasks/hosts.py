@@ -33,7 +33,7 @@ def build_tasks(hosts: Iterable[str]) -> Iterator[Task]:
             "build",
             host,
             _build,
-            "its closure in the local store, with a GC root",
+            "its closure in the local store, with a GC root; or in its own, where it builds",
             file_dep=[str(run.layout().host(host).output)],
             uptodate=[is_uptodate(functools.partial(_is_built, host))],
         )
@@ -72,12 +72,12 @@ def trust_tasks(hosts: Iterable[str]) -> Iterator[Task]:
         "help": "write the key into hosts.toml as host_key",
     }
     for host in hosts:
-        yield _asked("trust", host, _trust, "take the host key that it shows now as the right one", [pin])
+        yield asked_task("trust", host, _trust, "take the host key that it shows now as the right one", [pin])
 
 
 def rollback_tasks(hosts: Iterable[str]) -> Iterator[Task]:
     for host in hosts:
-        yield _asked(
+        yield asked_task(
             "rollback", host, _roll_back, "back to the system that ran before", task_dep=[f"evaluate:{host}"]
         )
 
@@ -91,7 +91,7 @@ def reinstall_tasks(hosts: Iterable[str]) -> Iterator[Task]:
         "help": "the host's name: wipe its disk without asking",
     }
     for host in hosts:
-        yield _asked(
+        yield asked_task(
             "reinstall",
             host,
             _reinstall,
@@ -104,7 +104,9 @@ def reinstall_tasks(hosts: Iterable[str]) -> Iterator[Task]:
 def history_tasks(hosts: Iterable[str]) -> Iterator[Task]:
     as_json = {"name": "as_json", "long": "json", "type": bool, "default": False, "help": "one JSON document"}
     for host in hosts:
-        task = _asked("history", host, _history, "what was deployed, when, by whom, how it ended", [as_json])
+        task = asked_task(
+            "history", host, _history, "what was deployed, when, by whom, how it ended", [as_json]
+        )
         yield task | {"meta": {"view": True}}
 
 
@@ -121,7 +123,7 @@ def _task(family: str, host: str, function: Any, doc: str, **more: Any) -> Task:
     }
 
 
-def _asked(
+def asked_task(
     family: str, host: str, function: Any, doc: str, params: list[Task] | None = None, **more: Any
 ) -> Task:
     """A task that always runs: somebody asked for it. Its options reach the function by name."""
@@ -153,19 +155,19 @@ def _evaluate(host: str) -> None:
 
 def _is_built(host: str) -> bool:
     from nixa_tasks.flake.build import is_built
+    from nixa_tasks.manifest.model import BuildOn
 
+    if run.current().manifest.hosts[host].build_on is BuildOn.REMOTE:
+        return False  # only the host knows
     output = run.current().remembered_output(host)
     return output is not None and is_built(run.current().layout, host, output, "toplevel")
 
 
 def _build(host: str) -> None:
-    from nixa_tasks.flake.build import build
-    from nixa_tasks.state.runlog import RunLog
+    from nixa_tasks.manifest.model import BuildOn
+    from nixa_tasks.tasks.work import build_alone
 
-    now = run.current()
-    log = RunLog(now.layout.host(host).logs, "build", now.journal.run)
-    with now.journal.step(host, "build"):
-        build(now.layout, host, now.evaluation.of(host), "toplevel", sink=log)
+    build_alone(host, on_host=run.current().manifest.hosts[host].build_on is BuildOn.REMOTE)
 
 
 def _is_deployed(host: str) -> bool:

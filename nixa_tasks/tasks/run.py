@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nixa_tasks import process
-from nixa_tasks.errors import UsageError
 from nixa_tasks.manifest.load import is_found_valid, load
-from nixa_tasks.manifest.model import Host, Manifest
+from nixa_tasks.manifest.model import Manifest
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.receipt import Receipt
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 MANIFEST = "hosts.toml"
 _CHECK_SECONDS = 300.0
-_UNSERVED_HOST = ("mode", "reboot", "build_on", "hardware")
 
 
 @dataclass(slots=True)
@@ -149,25 +147,7 @@ def manifest() -> Manifest:
     if not is_found_valid(path, stamp):
         argv = (sys.executable, "-m", "nixa_tasks.tasks.validate", str(path))
         process.run(argv, deadline=_CHECK_SECONDS, check=False, what="the check of hosts.toml")
-    return _served(load(path, stamp))
-
-
-def _served(found: Manifest) -> Manifest:
-    """Raises UsageError for keys that the schema knows and this version does not serve yet: an
-    accepted key must work."""
-    plain = Host("", "")
-    used = [
-        f"[hosts.{host.name}] {key}"
-        for host in found.hosts.values()
-        for key in _UNSERVED_HOST
-        if getattr(host, key) != getattr(plain, key)
-    ]
-    if used:
-        raise UsageError(
-            f"{MANIFEST}: this version does not serve yet: {', '.join(used)}",
-            hint="take these keys out; nothing was done",
-        )
-    return found
+    return load(path, stamp)
 
 
 def layout() -> Layout:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from nixa_tasks.errors import UsageError
 from nixa_tasks.manifest.model import Manifest
 
-HOST_FAMILIES = ("deploy", "evaluate", "build", "reach", "trust", "rollback", "reinstall", "history")
+HOST_FAMILIES = ("deploy", "evaluate", "build", "reach", "trust", "rollback", "reinstall", "history",
+                 "hardware")  # fmt: skip
 IMAGE_FAMILIES = ("kexec", "checksum", "pin")
 FLEET_FAMILIES = ("plan", "status", "report")
 SELECTABLE = ("deploy", "evaluate", "build", "reach", "plan", "status")

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nixa_tasks.deploy import remote_build
 from nixa_tasks.deploy.decide import Action, Asked
 from nixa_tasks.deploy.deploy import Back, Done, Order, Suppliers
 from nixa_tasks.deploy.deploy import carry_out as carry_out_order
@@ -16,13 +17,18 @@ from nixa_tasks.flake import build
 from nixa_tasks.fleet.reporter import FAILED, Result
 from nixa_tasks.kexec.image import Obtained
 from nixa_tasks.manifest.model import Image
+from nixa_tasks.state.runlog import RunLog
 from nixa_tasks.state.stamps import now as stamp_now
+from nixa_tasks.target import reach
+from nixa_tasks.target.hostkey import KnownHosts
 from nixa_tasks.tasks import images, run
 from nixa_tasks.tasks.doit import outcome
 
 _SAID = {
     Action.CURRENT: "current",
+    Action.PENDING: "pending",
     Action.SWITCH: "switched",
+    Action.BOOT: "booted",
     Action.INSTALL: "installed",
 }
 _builds = threading.BoundedSemaphore(2)  # Nix itself builds in parallel; more clients only queue
@@ -51,7 +57,7 @@ def carry_out(host: str, asked: Asked, back: Back | None = None) -> None:
         layout=now.layout,
         journal=now.journal,
         folder=now.folder,
-        suppliers=Suppliers(_system, _disko, _image),
+        suppliers=Suppliers(_system, _disko, _image, build_there),
         neighbours=now.neighbours,
         uplink=now.uplink,
         asked=asked,
@@ -70,7 +76,10 @@ def carry_out(host: str, asked: Asked, back: Back | None = None) -> None:
 
 
 def _word(done: Done, asked: Asked) -> str:
-    return "rolled back" if asked is Asked.ROLLBACK and done.action is Action.SWITCH else _SAID[done.action]
+    if done.action is Action.BOOT and done.receipt.is_pending:
+        return "pending"
+    changed = done.action in (Action.SWITCH, Action.BOOT)
+    return "rolled back" if asked is Asked.ROLLBACK and changed else _SAID[done.action]
 
 
 def _system(work: Work) -> Path:
@@ -91,6 +100,52 @@ def _built(work: Work, what: build.What) -> Path:
         except build.DerivationGone:
             again = run.current().evaluation.again(name)
             return build.build(work.layout, name, again, what, sink=work.log)
+
+
+def build_there(work: Work) -> str:
+    """Have the host build its own system."""
+    with work.journal.step(work.host.name, "remote build"):
+        try:
+            return remote_build.build_there(work)
+        except build.DerivationGone:
+            again = run.current().evaluation.again(work.host.name)
+            return remote_build.build_there(replace(work, output=again))
+
+
+def build_alone(host: str, *, on_host: bool) -> None:
+    """`doit build:HOST`: the closure in the local store; on the host, where it builds its own
+    system and is a NixOS already."""
+    now = run.current()
+    declared, output = now.manifest.hosts[host], now.evaluation.of(host)
+    log = RunLog(now.layout.host(host).logs, "build", now.journal.run)
+    if on_host:
+        with now.journal.step(host, "reach"):
+            reached = reach.connect(
+                declared, now.folder, KnownHosts(), lambda text: now.journal.note(host, "reach", text)
+            )
+        try:
+            if remote_build.is_remote(declared, reached.facts.os):
+                flake = now.fingerprint.revision
+                build_there(
+                    Work(
+                        now.manifest,
+                        declared,
+                        output,
+                        flake,
+                        reached,
+                        now.layout,
+                        now.journal,
+                        log,
+                        now.folder,
+                        now.uplink,
+                    )
+                )
+                return
+        finally:
+            reached.ssh.disconnect()
+        now.journal.note(host, "build", "it does not run NixOS yet, so its first system is built here")
+    with now.journal.step(host, "build"):
+        build.build(now.layout, host, output, "toplevel", sink=log)
 
 
 def _image(work: Work) -> Obtained:

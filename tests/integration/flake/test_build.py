@@ -163,7 +163,7 @@ def test_a_build_in_the_hosts_own_store_leaves_nothing_to_build_here(
     wrapper.chmod(0o755)
     output = project.evaluation("web1").of("web1")
     out = build_remotely(
-        output, "toplevel", "ssh-ng://root@host.example", host="web1", sink=print,
+        project.layout, output, "toplevel", "ssh-ng://root@host.example", host="web1", sink=print,
         env={"PATH": f"{wrapper.parent}:{os.environ['PATH']}"}, deadline=60,
     )  # fmt: skip
     assert out == output.toplevel_out

@@ -141,14 +141,6 @@ def test_doits_own_commands_still_work(doit: Doit) -> None:
     assert doit("-n", "2", "evaluate:web1").returncode == 0
 
 
-def test_a_key_that_is_not_served_yet_is_refused_rather_than_ignored(doit: Doit, project: Path) -> None:
-    with (project / "hosts.toml").open("a") as file:
-        file.write('mode = "boot"\n')
-    done = doit("deploy:web2")
-    assert done.returncode == 3
-    assert "[hosts.web2] mode" in done.stderr
-
-
 def test_pin_check_looks_at_every_image_and_writes_nothing(doit: Doit, project: Path) -> None:
     url = "https://github.com/nix-community/nixos-images/releases/download/nixos-25.11"
     manifest = project / "hosts.toml"

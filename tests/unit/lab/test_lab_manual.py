@@ -42,7 +42,7 @@ def test_its_broken_activations_are_those_of_the_systems() -> None:
     )
 
     assert told <= {label for line in labels for label in line.split(" | ")}
-    assert len(told) == 5
+    assert len(told) == 6
 
 
 def test_its_commands_are_those_of_the_program() -> None:

@@ -23,6 +23,8 @@ def turn(action: Action | None, before: str | None = OLD) -> Turn:
 
 def test_only_what_this_run_switched_goes_back_and_to_exactly_what_ran() -> None:
     assert way_back(turn(Action.SWITCH)) == Back(OLD, since=NEW)
+    assert way_back(turn(Action.BOOT)) == Back(OLD, since=NEW)
+    assert way_back(turn(Action.PENDING)) == "this run did not change it"
     assert way_back(turn(Action.INSTALL)) == "it was installed in this run, so there is no system before"
     assert way_back(turn(Action.CURRENT)) == "this run did not change it"
     assert way_back(None) == "this run did not change it"
@@ -33,4 +35,6 @@ def test_a_run_is_told_of_only_if_it_changed_a_host_or_tried_to() -> None:
     assert not is_told({})
     assert not is_told({"web1": turn(Action.CURRENT)})
     assert is_told({"web1": turn(Action.CURRENT), "web2": turn(Action.SWITCH)})
+    assert not is_told({"web1": turn(Action.PENDING)})
+    assert is_told({"web1": turn(Action.BOOT)})
     assert is_told({"web1": turn(None)})
