@@ -26,6 +26,7 @@ from nixa_tasks.pipes import Sink, chunks_of, pump
 Argv = tuple[str, ...]
 
 TAIL_LINES = 12
+SUDO_PASSWORD = "NIXA_SUDO_PASSWORD"  # noqa: S105 -- the variable's name
 GRACE_SECONDS = 3.0
 
 
@@ -61,12 +62,15 @@ class _Running:
         self._lock = threading.RLock()  # re-entrant: a signal handler runs in the main thread
         self.stopped = threading.Event()
 
-    def start(self, argv: Argv, **options: object) -> subprocess.Popen[bytes]:
+    def start(self, argv: Argv, env: Mapping[str, str] | None, **options: object) -> subprocess.Popen[bytes]:
+        """No child inherits the password for sudo: what it starts may be anybody's to look at."""
+        given = os.environ if env is None else env
+        env = {name: value for name, value in given.items() if name != SUDO_PASSWORD}
         with self._lock:
             if self.stopped.is_set():
                 raise Interrupted("stopped before it was started: " + argv[0])
             child: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
-                argv, start_new_session=True, **options
+                argv, env=env, start_new_session=True, **options
             )
             self._live[child.pid] = child
             return child
@@ -159,7 +163,7 @@ def run(
     try:
         child = _running.start(
             argv,
-            env=None if env is None else dict(env),
+            env,
             cwd=cwd,
             stdin=stdin if is_file else subprocess.DEVNULL if stdin is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -217,6 +221,7 @@ def hold(
     deadline: float,
     beat: bytes,
     every: float,
+    first: bytes = b"",
     host: str | None = None,
     what: str,
     env: Mapping[str, str] | None = None,
@@ -224,12 +229,12 @@ def hold(
     """Keep a command running for as long as the body runs: a lock that a live process holds.
 
     The body starts once `is_ready` says so of a line of the output, within `deadline` seconds.
-    `beat` is written to its input every `every` seconds, so that the other end can tell a holder
-    that died without a word. Raises CommandFailed where it ends first, DeadlinePassed, Interrupted.
+    `first` is written to its input at once, and `beat` every `every` seconds, so that the other end
+    can tell a holder that died without a word. Raises CommandFailed where it ends first, DeadlinePassed, Interrupted.
     """
     child = _running.start(
         argv,
-        env=None if env is None else dict(env),
+        env,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -246,10 +251,12 @@ def hold(
         over.set()
 
     def keep_alive() -> None:
+        data, pause = first, 0.0
         with contextlib.suppress(OSError, ValueError):
-            while child.stdin is not None and not over.wait(every):
-                child.stdin.write(beat)
+            while child.stdin is not None and not over.wait(pause):
+                child.stdin.write(data)
                 child.stdin.flush()
+                data, pause = beat, every
 
     threads = [threading.Thread(target=listen, daemon=True), threading.Thread(target=keep_alive, daemon=True)]
     for thread in threads:

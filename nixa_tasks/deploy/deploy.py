@@ -25,7 +25,7 @@ from nixa_tasks.state.lock import locked
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 from nixa_tasks.state.runlog import RunLog
 from nixa_tasks.state.stamps import read_json, write_json
-from nixa_tasks.target import lock, reach
+from nixa_tasks.target import lock, reach, sudo
 from nixa_tasks.target.hostkey import KnownHosts
 from nixa_tasks.target.probe import Os
 from nixa_tasks.target.ssh import Ssh
@@ -152,10 +152,13 @@ def situation(work: Work, asked: Asked, wanted: str | None) -> Situation:
 def _act(order: Order, work: Work, started: Started) -> Done:
     """Decide and do it, under the host's lock. That holds for a host that runs the wanted system
     too: a switch whose controller died may be about to go back from it."""
+    if order.asked is Asked.ROLLBACK:
+        work = _with_password(work, is_needed=True)
     wanted = _earlier(work) if order.asked is Asked.ROLLBACK else work.wanted
     decision = _decide(order, work, wanted)
+    work = _with_password(work, is_needed=decision.action is not Action.CURRENT)
     _build(order, work, decision)
-    if work.reached.facts.elevation is None and decision.action is Action.CURRENT:
+    if not work.reached.can_be_root and decision.action is Action.CURRENT:
         return Done(decision.action, decision.reason, _adopt(work, started))
     install.check_root(work)
     with lock.held(
@@ -169,6 +172,17 @@ def _act(order: Order, work: Work, started: Started) -> Done:
             decision = _decide(order, work, wanted)
             _build(order, work, decision)
         return Done(decision.action, decision.reason, _change(order, work, decision, wanted, started))
+
+
+def _with_password(work: Work, *, is_needed: bool) -> Work:
+    """The way to root with sudo's password, where the host asks for one. A host that is current does
+    without where none can be had: its record is then made without its lock."""
+    reached = work.reached
+    if reached.can_be_root or reached.facts.root != "password" or not (is_needed or sudo.is_at_hand()):
+        return work
+    return dataclasses.replace(
+        work, reached=dataclasses.replace(reached, ssh=sudo.with_password(reached.ssh))
+    )
 
 
 def _decide(order: Order, work: Work, wanted: str | None) -> Decision:
@@ -242,7 +256,7 @@ def _adopt(work: Work, started: Started) -> Receipt:
         write_json(work.layout.host(work.host.name).deployed, receipt.to_json())
         return receipt
     receipt = receipts.make(work, started, How.ADOPT, out=work.reached.facts.system, outcome=Outcome.DONE)
-    if work.reached.facts.elevation is not None:
+    if work.reached.can_be_root:
         receipts.write_remote(work.reached.ssh, receipt)
     receipts.write_local(work, receipt)
     return receipt

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from nixa_tasks import process
 from nixa_tasks.errors import NixaError
 from nixa_tasks.manifest.model import Host
+from nixa_tasks.state import private
 from nixa_tasks.target import hostkey, probe
 from nixa_tasks.target.hostkey import Expectation, HostKey, KnownHosts, Trust
 from nixa_tasks.target.probe import Facts
@@ -30,17 +30,18 @@ class Reached:
     trust: Trust
     facts: Facts
 
+    @property
+    def can_be_root(self) -> bool:
+        """Whether commands can run as root there: without a password, or with the one that is at hand."""
+        return self.facts.elevation is not None or self.ssh.password is not None
+
 
 @contextlib.contextmanager
 def run_folder() -> Iterator[Path]:
-    """A private folder for this run's sockets and keys. Under /tmp where TMPDIR is too long for a
-    socket's path (108 bytes)."""
-    parent = tempfile.gettempdir()
-    folder = Path(tempfile.mkdtemp(prefix="nixa-", dir=parent if len(parent) < 40 else "/tmp"))  # noqa: S108
-    try:
+    """A private folder for this run's sockets and keys. What killed runs left is removed."""
+    private.sweep()
+    with private.folder(private.temporary()) as folder:
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def connect(host: Host, folder: Path, known: KnownHosts, note: Note) -> Reached:

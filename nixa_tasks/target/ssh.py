@@ -14,8 +14,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -24,29 +23,12 @@ from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.manifest.model import Host
 from nixa_tasks.pipes import Sink
 from nixa_tasks.process import Argv, Completed
+from nixa_tasks.target.elevation import Elevation, Password
 
 CONNECT_SECONDS = 10
 ALIVE_SECONDS = 3  # 3 x 3 s: a dead connection is noticed in 9 s, one through a kexec survives
 PERSIST_SECONDS = 60
 STATUS_SSH = 255
-
-
-class Elevation(StrEnum):
-    """How the login becomes root."""
-
-    NONE = "none"
-    SUDO = "sudo"
-    DOAS = "doas"
-
-    @property
-    def prefix(self) -> Argv:
-        match self:
-            case Elevation.NONE:
-                return ()
-            case Elevation.SUDO:
-                return ("sudo", "-n", "--")
-            case Elevation.DOAS:
-                return ("doas", "-n", "--")
 
 
 class Unreachable(NixaError):
@@ -82,6 +64,7 @@ class Ssh:
     port: int | None
     strict: bool = True
     elevation: Elevation = Elevation.NONE
+    password: Password | None = field(default=None, repr=False)
 
     @classmethod
     def to(cls, host: Host, folder: Path) -> Ssh:
@@ -89,7 +72,7 @@ class Ssh:
 
     def as_root(self) -> Ssh:
         """The same machine once it runs the installer or what was installed: root's login."""
-        return replace(self, user="root", elevation=Elevation.NONE)
+        return replace(self, user="root", elevation=Elevation.NONE, password=None)
 
     @property
     def known_hosts(self) -> Path:
@@ -135,7 +118,10 @@ class Ssh:
         return tuple(options)
 
     def command(self, *remote: str, shared: bool = True, root: bool = False) -> Argv:
-        """The whole argv that runs `remote` on the host, as root if asked."""
+        """The whole argv that runs `remote` on the host, as root if asked.
+
+        Its input then begins with `password.preamble`, where there is a password.
+        """
         prefix = self.elevation.prefix if root else ()
         words = (remote_command(prefix + remote),) if remote else ()
         return ("ssh", *self.options(shared=shared), "-T", "-l", self.user, "--", self.target, *words)
@@ -162,7 +148,7 @@ class Ssh:
         done = process.run(
             argv,
             deadline=deadline,
-            stdin=stdin,
+            stdin=self.password.ahead_of(stdin) if root and self.password else stdin,
             sink=sink,
             sink_stdout=sink_stdout,
             check=False,
@@ -195,25 +181,37 @@ class Ssh:
             with contextlib.suppress(OSError):
                 self.socket.unlink()
 
-    def tool_environment(self, *, shared: bool = True) -> dict[str, str]:
-        """The environment for a tool that calls `ssh`: ours comes first on its PATH."""
+    def tool_environment(self, *, shared: bool = True, preamble: Path | None = None) -> dict[str, str]:
+        """The environment for a tool that calls `ssh`: ours comes first on its PATH.
+
+        `preamble`: a private file that goes ahead of the input of a `nix-daemon` on the host.
+        """
         return environment() | {
-            "PATH": f"{self._shim(shared)}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+            "PATH": f"{self._shim(shared, preamble)}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         }
 
-    def _shim(self, shared: bool) -> Path:
+    def _shim(self, shared: bool, preamble: Path | None) -> Path:
         real = shutil.which("ssh")
         if real is None:
             raise NixaError("ssh is not there", hint="install the OpenSSH client")
-        folder = self.folder / f"{self._tag}-{'shared' if shared else 'plain'}-{self.strict:d}-bin"
+        kind = f"{'shared' if shared else 'plain'}-{self.strict:d}{'-fed' if preamble else ''}"
+        folder = self.folder / f"{self._tag}-{kind}-bin"
         folder.mkdir(mode=0o700, exist_ok=True)
         script = folder / "ssh"
-        text = f'#!/bin/sh\nexec {shlex.join((real, *self.options(shared=shared)))} "$@"\n'
+        call = shlex.join((real, *self.options(shared=shared)))
+        text = f'#!/bin/sh\n{_feeding(preamble, call) if preamble else ""}exec {call} "$@"\n'
         fresh = script.with_name(f".ssh-{os.getpid()}-{id(self)}")
         fresh.write_text(text)
         fresh.chmod(0o700)
         fresh.replace(script)
         return folder
+
+
+def _feeding(preamble: Path, call: str) -> str:
+    return (
+        f'case " $* " in *" nix-daemon "*)\n'
+        f'  {{ cat {shlex.quote(str(preamble))} && exec cat; }} | {call} "$@"; exit $?;;\nesac\n'
+    )
 
 
 def environment() -> dict[str, str]:
