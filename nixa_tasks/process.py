@@ -28,6 +28,8 @@ Argv = tuple[str, ...]
 TAIL_LINES = 12
 SUDO_PASSWORD = "NIXA_SUDO_PASSWORD"  # noqa: S105 -- the variable's name
 GRACE_SECONDS = 3.0
+_LONGEST_LINE = 4096  # bytes, of a command that is held
+_MOST_SAID = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +149,14 @@ def run(
     host: str | None = None,
     what: str | None = None,
     max_stdout: int = 64 << 20,
+    limit: int | None = None,
 ) -> Completed:
     """Run a command to its end, within `deadline` seconds.
 
     `stdin` is bytes, an iterator of chunks (written as the process takes them), or an open file.
     `sink` gets every line of standard error, and of standard output unless `sink_stdout` is
-    false. Standard output is kept up to `max_stdout` bytes. `what` names the step in an error.
+    false. Standard output is kept up to `max_stdout` bytes; a command that prints more than `limit`
+    bytes in all is ended. `what` names the step in an error.
 
     Raises CommandFailed (with `check`), DeadlinePassed, Interrupted, and NixaError where the
     program can't be started.
@@ -188,11 +192,17 @@ def run(
             tail,
             sink,
             sink_stdout,
+            limit,
         )
         status = child.wait(max(0.1, started + deadline - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired):
         _end(child)
         raise DeadlinePassed(f"{what}: no end after {deadline:g} s", host=host, tail=tuple(tail)) from None
+    except OverflowError:
+        _end(child)
+        raise NixaError(
+            f"{what}: cut off, since it printed more than {limit or 0:,} bytes", host=host, tail=tuple(tail)
+        ) from None
     except BaseException:
         _end(child)
         raise
@@ -243,7 +253,12 @@ def hold(
     ready, over = threading.Event(), threading.Event()
 
     def listen() -> None:
-        for line in child.stdout or ():
+        said = 0
+        while child.stdout is not None and (line := child.stdout.readline(_LONGEST_LINE)):
+            said += len(line)
+            if said > _MOST_SAID:
+                _signal_group(child.pid, signal.SIGKILL)
+                break
             text = line.decode("utf-8", "replace").rstrip("\r\n")
             tail.append(text)
             if is_ready(text):

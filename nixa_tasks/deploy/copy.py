@@ -90,4 +90,4 @@ def closure_there(ssh: Ssh, path: str) -> frozenset[str] | None:
     done = ssh.run(
         _REQUISITES, path, deadline=_REQUISITES_SECONDS, check=False, what="closure", max_stdout=32 << 20
     )
-    return frozenset(done.stdout.split()) if done.is_ok else None
+    return frozenset(filter(nix.is_store_path, done.stdout.split())) if done.is_ok else None

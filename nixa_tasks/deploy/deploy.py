@@ -273,9 +273,10 @@ def _earlier(work: Work) -> str | None:
         if ssh.run(_IS_SYSTEM, receipt.out, deadline=30, check=False, what="history").is_ok:
             return receipt.out
     try:
-        return ssh.run(_GENERATIONS, deadline=60, what="generations").stdout.strip() or None
+        found = ssh.run(_GENERATIONS, deadline=60, what="generations").stdout.strip()
     except CommandFailed:
         return None
+    return found if nix.is_store_path(found) else None
 
 
 def is_deployed(host: Host, output: Output | None, receipt: Receipt | None) -> bool:

@@ -126,16 +126,16 @@ def _serving(ssh: Ssh, obtained: Obtained) -> Iterator[tuple[str, ...]]:
         what="handing the image on",
         env=environment(),
     ):
-        yield _urls(ssh, said[0], token)
+        yield urls(ssh, said[0], token)
 
 
-def _urls(ssh: Ssh, said: str, token: str) -> tuple[str, ...]:
-    """From `serving PORT CLIENT PORT SERVER PORT`; what is no address or port is a fault there."""
+def urls(ssh: Ssh, said: str, token: str) -> tuple[str, ...]:
+    """From `serving PORT CLIENT PORT SERVER PORT`. Raises NixaError for what is no address or port."""
     words = said.split()
     try:
         port = int(words[1])
         seen = [str(ipaddress.ip_address(words[4]))] if len(words) > 4 else []
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise NixaError("where the host serves the image can't be read", host=ssh.host.name) from error
     named = [ssh.target] if ssh.target not in seen else []
     return tuple(

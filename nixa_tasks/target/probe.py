@@ -124,7 +124,15 @@ _WORD = re.compile(r"[\x20-\x7e]{1,200}")
 
 def ask(ssh: Ssh, *, shared: bool = True) -> Facts:
     """One login, one script, its facts. Raises Unreachable, or as process.run does."""
-    done = ssh.run(SCRIPT, deadline=PROBE_SECONDS, shared=shared, what="probe", max_stdout=MAX_ANSWER)
+    done = ssh.run(
+        SCRIPT,
+        deadline=PROBE_SECONDS,
+        shared=shared,
+        what="probe",
+        sink_stdout=False,
+        max_stdout=MAX_ANSWER,
+        limit=MAX_ANSWER,
+    )
     return parse(done.stdout)
 
 

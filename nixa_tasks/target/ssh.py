@@ -29,6 +29,7 @@ CONNECT_SECONDS = 10
 ALIVE_SECONDS = 3  # 3 x 3 s: a dead connection is noticed in 9 s, one through a kexec survives
 PERSIST_SECONDS = 60
 STATUS_SSH = 255
+ANSWER_LIMIT = 64 << 20  # bytes; a host that says more in one call is not listened to
 
 
 class Unreachable(NixaError):
@@ -139,10 +140,12 @@ class Ssh:
         shared: bool = True,
         what: str | None = None,
         max_stdout: int = 1 << 20,
+        limit: int = ANSWER_LIMIT,
     ) -> Completed:
         """Run a POSIX shell script on the host; `args` are its `$1`, `$2`, …
 
-        Raises Unreachable where ssh itself fails, else as process.run does.
+        Raises Unreachable where ssh itself fails, else as process.run does; a host that answers
+        with more than `limit` bytes is cut off.
         """
         argv = self.command("sh", "-c", script, "nixa", *args, shared=shared, root=root)
         done = process.run(
@@ -155,6 +158,7 @@ class Ssh:
             host=self.host.name,
             what=what or "ssh",
             max_stdout=max_stdout,
+            limit=limit,
             env=environment(),
         )
         if done.status == STATUS_SSH:
