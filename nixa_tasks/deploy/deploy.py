@@ -180,9 +180,8 @@ def _with_password(work: Work, *, is_needed: bool) -> Work:
     reached = work.reached
     if reached.can_be_root or reached.facts.root != "password" or not (is_needed or sudo.is_at_hand()):
         return work
-    return dataclasses.replace(
-        work, reached=dataclasses.replace(reached, ssh=sudo.with_password(reached.ssh))
-    )
+    ssh = sudo.with_password(reached.ssh, lambda text: work.journal.note(work.host.name, "sudo", text))
+    return dataclasses.replace(work, reached=dataclasses.replace(reached, ssh=ssh))
 
 
 def _decide(order: Order, work: Work, wanted: str | None) -> Decision:

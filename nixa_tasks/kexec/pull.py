@@ -126,10 +126,10 @@ def _serving(ssh: Ssh, obtained: Obtained) -> Iterator[tuple[str, ...]]:
         what="handing the image on",
         env=environment(),
     ):
-        yield urls(ssh, said[0], token)
+        yield serving_urls(ssh, said[0], token)
 
 
-def urls(ssh: Ssh, said: str, token: str) -> tuple[str, ...]:
+def serving_urls(ssh: Ssh, said: str, token: str) -> tuple[str, ...]:
     """From `serving PORT CLIENT PORT SERVER PORT`. Raises NixaError for what is no address or port."""
     words = said.split()
     try:

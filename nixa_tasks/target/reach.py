@@ -14,7 +14,7 @@ from nixa_tasks.manifest.model import Host
 from nixa_tasks.state import private
 from nixa_tasks.target import hostkey, probe
 from nixa_tasks.target.hostkey import Expectation, HostKey, KnownHosts, Trust
-from nixa_tasks.target.probe import Facts
+from nixa_tasks.target.probe import Facts, Os
 from nixa_tasks.target.ssh import Ssh, Unreachable, environment, explain
 
 Note = Callable[[str], None]
@@ -53,7 +53,7 @@ def connect(host: Host, folder: Path, known: KnownHosts, note: Note) -> Reached:
     expected = hostkey.expectation(host, known)
     ssh = prepare(Ssh.to(host, folder), expected)
     try:
-        facts = probe.ask(ssh)
+        ssh, facts = _ask(ssh)
     except Unreachable as error:
         if error.kind == "hostkey":
             raise hostkey.mismatch(host, expected, shown_key(ssh)) from error
@@ -63,6 +63,25 @@ def connect(host: Host, folder: Path, known: KnownHosts, note: Note) -> Reached:
         known.remember(host, reached.key)
         note(f"first contact: {reached.key.fingerprint} ({reached.key.kind}), remembered")
     return reached
+
+
+def _ask(ssh: Ssh) -> tuple[Ssh, Facts]:
+    """The facts, and the login that got them. The installer knows no user but root: a host that was
+    left in it by a deploy that was cut is found there. Raises Unreachable."""
+    try:
+        return ssh, probe.ask(ssh)
+    except Unreachable as error:
+        if error.kind != "login" or ssh.user == "root":
+            raise
+        root = ssh.as_root()
+        try:
+            facts = probe.ask(root)
+        except NixaError:
+            raise error from None
+        if facts.os is not Os.INSTALLER:
+            root.disconnect()
+            raise
+        return root, facts
 
 
 def settle(ssh: Ssh, trust: Trust, facts: Facts) -> Reached:

@@ -34,11 +34,14 @@ class Passwords:
         self._is_taken = False
         self._refused_by: str | None = None
 
-    def checked(self, host: str, user: str, check: Callable[[Password], bool]) -> Password:
-        """The password, after `check` said that this host takes it. Raises NixaError."""
+    def checked(
+        self, host: str, user: str, check: Callable[[Password], bool], announce: Callable[[str], None]
+    ) -> Password:
+        """The password, after `check` said that this host takes it. `announce` hears that a person is
+        waited for. Raises NixaError, Interrupted."""
         with self._lock:  # held over the first check, so that a wrong one is tried once
             if self._password is None:
-                self._password = _obtain(host, user)
+                self._password = _obtain(host, user, announce)
             password = self._password
             if not self._is_taken:
                 if self._refused_by not in (None, host):
@@ -61,12 +64,12 @@ class Passwords:
 _passwords = Passwords()
 
 
-def with_password(ssh: Ssh) -> Ssh:
+def with_password(ssh: Ssh, announce: Callable[[str], None]) -> Ssh:
     """The same way to the host, with the password that its sudo asks for; tried once, there.
 
     Raises NixaError where there is none, where it is refused, or where sudo does not let the user.
     """
-    password = _passwords.checked(ssh.host.name, ssh.user, lambda given: _is_taken(ssh, given))
+    password = _passwords.checked(ssh.host.name, ssh.user, lambda given: _is_taken(ssh, given), announce)
     return replace(ssh, elevation=Elevation.PASSWORD, password=password)
 
 
@@ -107,9 +110,9 @@ def _refused(host: str, user: str) -> NixaError:
     return NixaError(f"sudo refused the password of {user}", host=host, hint=_hint(user))
 
 
-def _obtain(host: str, user: str) -> Password:
+def _obtain(host: str, user: str, announce: Callable[[str], None]) -> Password:
     given = os.environ.get(VARIABLE)
-    text = given or _ask(host, user)
+    text = given or _ask(host, user, announce)
     try:
         return Password.parse(text)
     except ValueError as error:
@@ -130,7 +133,7 @@ def _open_terminal() -> int | None:
     return None
 
 
-def _ask(host: str, user: str) -> str:
+def _ask(host: str, user: str, announce: Callable[[str], None]) -> str:
     """Ask on the terminal, without echo. Unlike getpass it ends when the run is stopped, and gives
     the terminal back as it was. Raises NixaError where there is no terminal, Interrupted."""
     terminal = _open_terminal()
@@ -140,6 +143,7 @@ def _ask(host: str, user: str) -> str:
             host=host,
             hint=_hint(user),
         )
+    announce(f"type the password of {user} for sudo, on the terminal")
     try:
         before = termios.tcgetattr(terminal)
         quiet = [*before]
