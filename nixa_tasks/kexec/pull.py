@@ -134,7 +134,10 @@ def serving_urls(ssh: Ssh, said: str, token: str) -> tuple[str, ...]:
     words = said.split()
     try:
         port = int(words[1])
-        seen = [str(ipaddress.ip_address(words[4]))] if len(words) > 4 else []
+        if not 0 < port < 1 << 16:
+            raise ValueError(words[1])
+        address = ipaddress.ip_address(words[4]) if len(words) > 4 else None
+        seen = [] if address is None or "%" in str(address) else [str(address)]  # a link's own: ours alone
     except (ValueError, IndexError) as error:
         raise NixaError("where the host serves the image can't be read", host=ssh.host.name) from error
     named = [ssh.target] if ssh.target not in seen else []

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from nixa_tasks import process
 from nixa_tasks.errors import Interrupted, NixaError
-from nixa_tasks.process import SUDO_PASSWORD as VARIABLE
+from nixa_tasks.process import SUDO_PASSWORD
 from nixa_tasks.target.elevation import Elevation, Password
 from nixa_tasks.target.ssh import Ssh
 
@@ -75,7 +75,7 @@ def with_password(ssh: Ssh, announce: Callable[[str], None]) -> Ssh:
 
 def is_at_hand() -> bool:
     """Whether a password could be had: it is set, or there is a terminal to ask on."""
-    if os.environ.get(VARIABLE):
+    if os.environ.get(SUDO_PASSWORD):
         return True
     terminal = _open_terminal()
     if terminal is None:
@@ -101,7 +101,7 @@ def _is_taken(ssh: Ssh, password: Password) -> bool:
 
 def _hint(user: str) -> str:
     return (
-        f"set {VARIABLE} to the password of {user} there, or allow {user} NOPASSWD in sudoers,\n"
+        f"set {SUDO_PASSWORD} to the password of {user} there, or allow {user} NOPASSWD in sudoers,\n"
         "or log in as root"
     )
 
@@ -111,7 +111,7 @@ def _refused(host: str, user: str) -> NixaError:
 
 
 def _obtain(host: str, user: str, announce: Callable[[str], None]) -> Password:
-    given = os.environ.get(VARIABLE)
+    given = os.environ.get(SUDO_PASSWORD)
     text = given or _ask(host, user, announce)
     try:
         return Password.parse(text)
