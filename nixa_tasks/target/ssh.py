@@ -45,8 +45,8 @@ class Unreachable(NixaError):
 def remote_command(argv: Argv) -> str:
     """A command for the shell at the other end: the one place where anything is quoted for it.
 
-    POSIX single quotes, which dash, bash, ksh, zsh, busybox and fish read alike for everything
-    without a backslash; what nixa sends through a login shell is `sh -c SCRIPT`.
+    POSIX single quotes, which dash, bash, ksh, zsh and busybox read alike; csh and fish do not read
+    every newline and backslash in them so. What nixa sends through a login shell is `sh -c SCRIPT`.
     """
     return shlex.join(argv)
 
