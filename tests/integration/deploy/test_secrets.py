@@ -120,6 +120,7 @@ def fleet(tmp_path: Path, home: Path, vault: Vault) -> Iterator[Fleet]:
                 f'disk_encryption_keys = {{ "/tmp/luks.key" = {{ command = {json.dumps(key)} }} }}',
             )
         )
+        (home / "tmp").mkdir(parents=True)
         yield Fleet(lab, home)
     finally:
         lab.down()
@@ -178,7 +179,6 @@ def middle_of_key(lab: Lab) -> str:
 def test_no_process_and_no_file_shows_a_secret(fleet: Fleet, vault: Vault) -> None:
     """A whole installation, then a switch, by a user whose sudo asks; only the place on the machine
     where it was to go has the secret, and only root may read it there."""
-    (fleet.home / "tmp").mkdir(parents=True)
     web1 = fleet.lab.machines["web1"]
     texts = (*vault.texts, ADMIN_PASSWORD, middle_of_key(fleet.lab))
     sampler = Sampler(texts)
@@ -205,17 +205,18 @@ def test_no_process_and_no_file_shows_a_secret(fleet: Fleet, vault: Vault) -> No
     assert not in_memory(vault.texts)
     assert on_machine(web1, texts) == {"/etc/secret/token"}
     assert web1.exec(("cat", "/etc/secret/token")).stdout == vault.token
-    assert web1.exec(("stat", "-c", "%a %U %G", "/etc/secret/token")).stdout.split() == [
-        "600",
-        "root",
-        "root",
-    ]
+    mode = web1.exec(("stat", "-c", "%a %U %G", "/etc/secret/token")).stdout
+    assert mode == "600 root root\n"
+
+    shutil.rmtree(fleet.flake / ".nixa")
+    assert "current" in doit(fleet, "deploy:web1", password=None), "nothing to do needs no password"
+    here = json.loads((fleet.flake / ".nixa/hosts/web1/deployed.json").read_text())
+    assert here["mode"] == "switch", "the host's receipt can be read by a login that is not root"
 
 
 def test_what_a_killed_installation_left_is_private_and_removed_by_the_next(
     fleet: Fleet, vault: Vault
 ) -> None:
-    (fleet.home / "tmp").mkdir(parents=True)
     child = start(fleet, "deploy:web1", password=ADMIN_PASSWORD)
     try:
         until = time.monotonic() + 90
@@ -264,6 +265,11 @@ def test_a_wrong_password_is_tried_once_on_one_host(fleet: Fleet) -> None:
     said = doit(fleet, "deploy:web2", password=None, status=1)
     assert "there is no terminal" in said
     assert f"set {VARIABLE}" in said
+
+    manifest = fleet.flake / "hosts.toml"
+    manifest.write_text(manifest.read_text().replace("[fleet]", '[fleet]\nkexec_phase = "nixos-anywhere"'))
+    said = doit(fleet, "deploy:web2", status=1)
+    assert "can't give sudo a password" in said
     assert [machine.stage for machine in machines] == ["old", "old"]
 
 
