@@ -13,6 +13,16 @@ EXIT_INTERNAL = 2
 EXIT_USAGE = 3
 
 
+def plain(line: str, longest: int = 500) -> str:
+    """One line as it may be shown on a terminal: what a host or a tool said holds no escape
+    sequence, no other control character and no end."""
+    shown = "".join(
+        char if char.isprintable() or char == "\t" else "\N{REPLACEMENT CHARACTER}"
+        for char in line[: longest + 1]
+    )
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+
+
 class NixaError(Exception):
     """Something failed that a user can understand and act on.
 
@@ -40,8 +50,9 @@ class NixaError(Exception):
 
     def render(self) -> str:
         """The whole message as plain text, several lines."""
-        lines = [f"{self.host}: {self.what}" if self.host else self.what]
-        lines += [f"    | {line}" for line in self.tail]
+        what = "\n".join(plain(line, 4000) for line in self.what.split("\n"))
+        lines = [f"{self.host}: {what}" if self.host else what]
+        lines += [f"    | {plain(line)}" for line in self.tail]
         if self.log is not None:
             lines.append(f"    whole log: {self.log}")
         if self.hint:

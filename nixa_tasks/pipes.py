@@ -16,6 +16,7 @@ from typing import IO, Protocol
 
 Sink = Callable[[str], None]
 _READ_SIZE = 1 << 16
+_LONGEST_LINE = 1 << 16  # characters; more without an end is given as it is, lest it fill the memory
 _LEFT_BEHIND_SECONDS = 0.5
 
 
@@ -42,7 +43,7 @@ class Lines:
         *lines, self._rest = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
         for line in lines:
             self._emit(line)
-        if final and self._rest:
+        if (final and self._rest) or len(self._rest) > _LONGEST_LINE:
             self._emit(self._rest)
             self._rest = ""
 
@@ -64,8 +65,13 @@ def pump(
     tail: deque[str],
     sink: Sink | None,
     sink_stdout: bool,
+    limit: int | None,
 ) -> None:
-    """Move bytes both ways until both outputs are closed. Raises TimeoutError past `until`."""
+    """Move bytes both ways until both outputs are closed.
+
+    Raises TimeoutError past `until`, OverflowError where the two outputs hold more than `limit` bytes.
+    """
+    seen = 0
 
     def emit(line: str) -> None:
         tail.append(line)
@@ -97,7 +103,10 @@ def pump(
                 key.data.feed(data, final=not data)
                 if not data:
                     ready.unregister(key.fileobj)
-                elif key.data is out_lines:
+                seen += len(data)
+                if limit is not None and seen > limit:
+                    raise OverflowError
+                if data and key.data is out_lines:
                     kept += data[: max(0, max_stdout - len(kept))]
 
 

@@ -26,7 +26,10 @@ from nixa_tasks.pipes import Sink, chunks_of, pump
 Argv = tuple[str, ...]
 
 TAIL_LINES = 12
+SUDO_PASSWORD = "NIXA_SUDO_PASSWORD"  # noqa: S105 -- the variable's name
 GRACE_SECONDS = 3.0
+_LONGEST_LINE = 4096  # bytes, of a command that is held
+_MOST_SAID = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +64,15 @@ class _Running:
         self._lock = threading.RLock()  # re-entrant: a signal handler runs in the main thread
         self.stopped = threading.Event()
 
-    def start(self, argv: Argv, **options: object) -> subprocess.Popen[bytes]:
+    def start(self, argv: Argv, env: Mapping[str, str] | None, **options: object) -> subprocess.Popen[bytes]:
+        """No child inherits the password for sudo: what it starts may be anybody's to look at."""
+        given = os.environ if env is None else env
+        env = {name: value for name, value in given.items() if name != SUDO_PASSWORD}
         with self._lock:
             if self.stopped.is_set():
                 raise Interrupted("stopped before it was started: " + argv[0])
             child: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
-                argv, start_new_session=True, **options
+                argv, env=env, start_new_session=True, **options
             )
             self._live[child.pid] = child
             return child
@@ -143,12 +149,14 @@ def run(
     host: str | None = None,
     what: str | None = None,
     max_stdout: int = 64 << 20,
+    limit: int | None = None,
 ) -> Completed:
     """Run a command to its end, within `deadline` seconds.
 
     `stdin` is bytes, an iterator of chunks (written as the process takes them), or an open file.
     `sink` gets every line of standard error, and of standard output unless `sink_stdout` is
-    false. Standard output is kept up to `max_stdout` bytes. `what` names the step in an error.
+    false. Standard output is kept up to `max_stdout` bytes; a command that prints more than `limit`
+    bytes in all is ended. `what` names the step in an error.
 
     Raises CommandFailed (with `check`), DeadlinePassed, Interrupted, and NixaError where the
     program can't be started.
@@ -159,7 +167,7 @@ def run(
     try:
         child = _running.start(
             argv,
-            env=None if env is None else dict(env),
+            env,
             cwd=cwd,
             stdin=stdin if is_file else subprocess.DEVNULL if stdin is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -184,11 +192,17 @@ def run(
             tail,
             sink,
             sink_stdout,
+            limit,
         )
         status = child.wait(max(0.1, started + deadline - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired):
         _end(child)
         raise DeadlinePassed(f"{what}: no end after {deadline:g} s", host=host, tail=tuple(tail)) from None
+    except OverflowError:
+        _end(child)
+        raise NixaError(
+            f"{what}: cut off, since it printed more than {limit or 0:,} bytes", host=host, tail=tuple(tail)
+        ) from None
     except BaseException:
         _end(child)
         raise
@@ -217,6 +231,7 @@ def hold(
     deadline: float,
     beat: bytes,
     every: float,
+    first: bytes = b"",
     host: str | None = None,
     what: str,
     env: Mapping[str, str] | None = None,
@@ -224,12 +239,12 @@ def hold(
     """Keep a command running for as long as the body runs: a lock that a live process holds.
 
     The body starts once `is_ready` says so of a line of the output, within `deadline` seconds.
-    `beat` is written to its input every `every` seconds, so that the other end can tell a holder
-    that died without a word. Raises CommandFailed where it ends first, DeadlinePassed, Interrupted.
+    `first` is written to its input at once, and `beat` every `every` seconds, so that the other end
+    can tell a holder that died without a word. Raises CommandFailed where it ends first, DeadlinePassed, Interrupted.
     """
     child = _running.start(
         argv,
-        env=None if env is None else dict(env),
+        env,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -238,7 +253,12 @@ def hold(
     ready, over = threading.Event(), threading.Event()
 
     def listen() -> None:
-        for line in child.stdout or ():
+        said = 0
+        while child.stdout is not None and (line := child.stdout.readline(_LONGEST_LINE)):
+            said += len(line)
+            if said > _MOST_SAID:
+                _signal_group(child.pid, signal.SIGKILL)
+                break
             text = line.decode("utf-8", "replace").rstrip("\r\n")
             tail.append(text)
             if is_ready(text):
@@ -246,10 +266,12 @@ def hold(
         over.set()
 
     def keep_alive() -> None:
+        data, pause = first, 0.0
         with contextlib.suppress(OSError, ValueError):
-            while child.stdin is not None and not over.wait(every):
-                child.stdin.write(beat)
+            while child.stdin is not None and not over.wait(pause):
+                child.stdin.write(data)
                 child.stdin.flush()
+                data, pause = beat, every
 
     threads = [threading.Thread(target=listen, daemon=True), threading.Thread(target=keep_alive, daemon=True)]
     for thread in threads:

@@ -6,13 +6,18 @@ makes 2.6 s of 26 to 51 s for 300 small paths (docs/benchmarks.md).
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 from nixa_tasks import nix
 from nixa_tasks.pipes import Sink
-from nixa_tasks.target.ssh import Elevation, Ssh
+from nixa_tasks.state import private
+from nixa_tasks.target.elevation import Elevation
+from nixa_tasks.target.ssh import Ssh, remote_command
 
 COPY_SECONDS = 6 * 3600.0
 
@@ -21,7 +26,8 @@ def store_url(ssh: Ssh, *, root: str | None = None) -> str:
     """The host's store for `nix copy`; `root` is a folder there that a system is installed into."""
     options = []
     if ssh.elevation is not Elevation.NONE:
-        options.append("remote-program=" + quote(" ".join((*ssh.elevation.prefix[:-1], "nix-daemon"))))
+        program = remote_command((*ssh.elevation.prefix, "nix-daemon"))
+        options.append("remote-program=" + quote(program, safe=""))
     if root is not None:
         options.append("remote-store=" + quote(f"local?root={root}", safe=""))
     query = "?" + "&".join(options) if options else ""
@@ -50,8 +56,28 @@ def copy(ssh: Ssh, *paths: Path | str, sink: Sink, root: str | None = None) -> N
         store_url(ssh, root=root),
         *(str(path) for path in paths),
     )
-    env = {"PATH": ssh.tool_environment()["PATH"], "NIX_SSHOPTS": ""}
-    nix.run(argv, deadline=COPY_SECONDS, sink=sink, host=ssh.host.name, what="copy", env=env)
+    with environment(ssh) as env:
+        nix.run(argv, deadline=COPY_SECONDS, sink=sink, host=ssh.host.name, what="copy", env=env)
+
+
+@contextlib.contextmanager
+def environment(ssh: Ssh) -> Iterator[dict[str, str]]:
+    """What `nix` finds our `ssh` by, for as long as it works with the host's store as root."""
+    with _preamble(ssh) as preamble:
+        yield {"PATH": ssh.tool_environment(preamble=preamble)["PATH"], "NIX_SSHOPTS": ""}
+
+
+@contextlib.contextmanager
+def _preamble(ssh: Ssh) -> Iterator[Path | None]:
+    """A file in memory with what sudo there reads first; Nix calls our `ssh`, which sends it ahead."""
+    if ssh.password is None:
+        yield None
+        return
+    with private.memory_folder(ssh.folder) as place:
+        file = place / "preamble"
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+            stream.write(ssh.password.preamble)
+        yield file
 
 
 _REQUISITES_SECONDS = 60.0
@@ -70,4 +96,4 @@ def closure_there(ssh: Ssh, path: str) -> frozenset[str] | None:
     done = ssh.run(
         _REQUISITES, path, deadline=_REQUISITES_SECONDS, check=False, what="closure", max_stdout=32 << 20
     )
-    return frozenset(done.stdout.split()) if done.is_ok else None
+    return frozenset(filter(nix.is_store_path, done.stdout.split())) if done.is_ok else None

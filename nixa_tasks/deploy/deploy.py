@@ -26,7 +26,7 @@ from nixa_tasks.state.lock import locked
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 from nixa_tasks.state.runlog import RunLog
 from nixa_tasks.state.stamps import read_json, write_json
-from nixa_tasks.target import lock, reach
+from nixa_tasks.target import lock, reach, sudo
 from nixa_tasks.target.hostkey import KnownHosts
 from nixa_tasks.target.probe import Os
 from nixa_tasks.target.ssh import Ssh
@@ -171,10 +171,13 @@ def situation(work: Work, asked: Asked, wanted: str | None) -> Situation:
 def _act(order: Order, work: Work, started: Started) -> Done:
     """Decide and do it, under the host's lock. That holds for a host that runs the wanted system
     too: a switch whose controller died may be about to go back from it."""
+    if order.asked is Asked.ROLLBACK:
+        work = _with_password(work, is_needed=True)
     wanted = _earlier(order, work) if order.asked is Asked.ROLLBACK else work.wanted
     decision = _decide(order, work, wanted)
+    work = _with_password(work, is_needed=decision.action.is_change)
     _build(order, work, decision)
-    if work.reached.facts.elevation is None and not decision.action.is_change:
+    if not work.reached.can_be_root and not decision.action.is_change:
         return Done(decision.action, decision.reason, _adopt(work, started), work.reached.facts.system)
     install.check_root(work)
     with lock.held(
@@ -189,6 +192,15 @@ def _act(order: Order, work: Work, started: Started) -> Done:
             _build(order, work, decision)
         receipt = _change(order, work, decision, wanted, started)
         return Done(decision.action, decision.reason, receipt, work.reached.facts.system)
+
+
+def _with_password(work: Work, *, is_needed: bool) -> Work:
+    """The way to root with sudo's password, where the host asks for one. A host that is current does
+    without where none can be had: its record is then made without its lock."""
+    if not (is_needed or sudo.is_at_hand()):
+        return work
+    reached = sudo.as_root(work.reached, lambda text: work.journal.note(work.host.name, "sudo", text))
+    return dataclasses.replace(work, reached=reached)
 
 
 def _decide(order: Order, work: Work, wanted: str | None) -> Decision:
@@ -276,7 +288,7 @@ def _adopt(work: Work, started: Started) -> Receipt:
     theirs, live = Receipt.from_json(work.reached.facts.receipt), work.reached.facts.system
     if theirs is not None and theirs.wanted == work.wanted and theirs.is_pending:
         receipt = dataclasses.replace(theirs, target=work.host.target, out=live)
-        if live == work.wanted and work.reached.facts.elevation is not None:  # restarted since
+        if live == work.wanted and work.reached.can_be_root:  # restarted since
             receipts.write_remote(work.reached.ssh, receipt)
         receipts.write_local(work, receipt)
         return receipt
@@ -284,10 +296,10 @@ def _adopt(work: Work, started: Started) -> Receipt:
         receipt = dataclasses.replace(theirs, target=work.host.target, wanted=work.wanted)
         write_json(work.layout.host(work.host.name).deployed, receipt.to_json())
         return receipt
-    if work.reached.facts.elevation is not None:
+    if work.reached.can_be_root:
         _check(work)
     receipt = receipts.make(work, started, How.ADOPT, out=work.reached.facts.system, outcome=Outcome.DONE)
-    if work.reached.facts.elevation is not None:
+    if work.reached.can_be_root:
         receipts.write_remote(work.reached.ssh, receipt)
     receipts.write_local(work, receipt)
     return receipt
@@ -319,9 +331,10 @@ def _earlier(order: Order, work: Work) -> str | None:
         if ssh.run(_IS_SYSTEM, receipt.out, deadline=30, check=False, what="history").is_ok:
             return receipt.out
     try:
-        return ssh.run(_GENERATIONS, deadline=60, what="generations").stdout.strip() or None
+        found = ssh.run(_GENERATIONS, deadline=60, what="generations").stdout.strip()
     except CommandFailed:
         return None
+    return found if nix.is_store_path(found) else None
 
 
 def is_deployed(host: Host, output: Output | None, receipt: Receipt | None) -> bool:

@@ -25,12 +25,14 @@ umask 077
 now() { read -r up rest </proc/uptime; echo "${up%%.*}"; }
 
 write_receipt() { # FILE OUTCOME [SYSTEM]: the receipt and its line in the history, in one step each
+  umask 022 # a login that is not root reads them too
   mkdir -p "$receipts"
   out=${3:-$(readlink -f /run/current-system)}
   sed -e "s|\"@SECONDS@\"|$(($(now) - started))|" -e "s|@OUT@|$out|" "$1" >receipt.new
   cat receipt.new >>"$receipts/history.jsonl"
   cp receipt.new "$receipts/.receipt.new" && sync && mv -f "$receipts/.receipt.new" "$receipts/receipt.json"
   echo "$2" >outcome.new && mv -f outcome.new outcome
+  umask 077
 }
 
 activate() { # SYSTEM switch|boot LOG: in a session of its own, so that all of it can be ended

@@ -62,6 +62,12 @@ def check_host(work: Work) -> None:
     check_root(work)
     if facts.os is Os.INSTALLER:
         return
+    if work.reached.ssh.password is not None and not is_own_phase(work):
+        raise NixaError(
+            "nixos-anywhere's own kexec phase can't give sudo a password",
+            host=name,
+            hint='leave kexec_phase = "nixa", or allow the user NOPASSWD in sudoers',
+        )
     missing = [tool for tool in _NEEDED if tool not in facts.tools]
     if missing:
         raise NixaError(
@@ -80,7 +86,7 @@ def check_host(work: Work) -> None:
 def check_root(work: Work) -> None:
     """Whether the login can become root. Raises NixaError."""
     facts, name = work.reached.facts, work.host.name
-    if facts.elevation is None:
+    if not work.reached.can_be_root:
         why = "sudo asks for a password" if facts.root == "password" else "there is no sudo or doas"
         raise NixaError(
             f"{facts.user or work.host.user} can't become root there: {why}",

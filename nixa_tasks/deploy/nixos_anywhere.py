@@ -21,6 +21,7 @@ from nixa_tasks.target.ssh import Ssh
 
 # Used where hosts.toml names no command and PATH has none: main of July 2026, after 1.13.0.
 PINNED = "github:nix-community/nixos-anywhere/91fc9b70fc295258c366cce8627efb6f185fd9fb"
+_MOST_OUTPUT = 1 << 30  # bytes; what a host says in the installation must not fill this computer's disk
 _STEP = re.compile(r"^### (.+) ###$")
 
 
@@ -111,6 +112,7 @@ def run(
             sink=sink,
             host=host.name,
             what="nixos-anywhere",
+            limit=_MOST_OUTPUT,
             env=ssh.tool_environment(shared=work.kexec is None),
         )
     except CommandFailed as error:

@@ -34,10 +34,10 @@ def build_there(work: Work) -> str:
     nix_errors.NixFailed, DeadlinePassed, Interrupted.
     """
     ssh, host = work.reached.ssh, work.host.name
-    env = {"PATH": ssh.tool_environment()["PATH"], "NIX_SSHOPTS": ""}
-    out = build.build_remotely(
-        work.layout, work.output, "toplevel", copy.store_url(ssh), host=host, sink=work.log, env=env
-    )
+    with copy.environment(ssh) as env:
+        out = build.build_remotely(
+            work.layout, work.output, "toplevel", copy.store_url(ssh), host=host, sink=work.log, env=env
+        )
     kept = ssh.run(_KEEP, work.drv, out, root=True, deadline=_SECONDS, check=False, what="remote build")
     if not kept.is_ok or out not in kept.stdout.split():
         raise NixaError(

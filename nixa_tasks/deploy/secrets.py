@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +15,10 @@ from typing import assert_never
 from nixa_tasks import process
 from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.manifest.model import CommandSecret, FileSecret, Host, SecretSource
+from nixa_tasks.state import private
 
 _COMMAND_SECONDS = 120
 _MAX_SECRET = 64 << 20
-_TMPFS = Path("/dev/shm")  # noqa: S108 -- only a folder of mode 0700 is made in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +35,12 @@ def provided(host: Host, root: Path, folder: Path) -> Iterator[Provided]:
 
     Raises NixaError where one can't be had; its text is never part of an error.
     """
-    place = Path(tempfile.mkdtemp(prefix="nixa-", dir=_TMPFS if os.access(_TMPFS, os.W_OK) else folder))
-    try:
+    with private.memory_folder(folder) as place:
         keys = tuple(
             (remote, _key(host, source, root, place / f"key-{number}"))
             for number, (remote, source) in enumerate(host.disk_encryption_keys)
         )
         yield Provided(_extra_files(host, root, place), keys)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def _key(host: Host, source: SecretSource, root: Path, place: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nixa_tasks.fleet import text
+from nixa_tasks.state.receipt import Receipt
 from nixa_tasks.target.hostkey import Trust
 from nixa_tasks.target.probe import Os
 from nixa_tasks.target.reach import Reached
@@ -35,8 +36,7 @@ def describe(host: str, reached: Reached) -> list[str]:
         ("free", f"{text.size(facts.free)} in {facts.home}"),
         ("tools", " ".join(facts.tools)),
     ]
-    if facts.receipt is not None:
-        rows.append(
-            ("deployed", f"{facts.receipt.get('started_at', '?')} by {facts.receipt.get('operator', '?')}")
-        )
+    receipt = Receipt.from_json(facts.receipt)
+    if receipt is not None:
+        rows.append(("deployed", f"{receipt.started_at} by {receipt.operator}"))
     return [f"{host}: {name:<9} {value}" for name, value in rows]

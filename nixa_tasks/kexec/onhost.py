@@ -38,13 +38,22 @@ class Look:
 def look(ssh: Ssh, obtained: Obtained, count: int = 0) -> Look:
     """Look, and hash the first `count` bytes. Raises NixaError."""
     done = ssh.run(_STATE, obtained.sha256, str(count), deadline=_HASH_SECONDS, what="upload")
-    try:
-        size, digest, space, folder = done.stdout.splitlines()
-        return Look(int(size), digest.split()[0], int(space.split()[3]) * 1024, folder)
-    except (ValueError, IndexError) as error:
+    seen = parse(done.stdout)
+    if seen is None:
         raise NixaError(
             "the host's answer about its free space can't be read", host=ssh.host.name, tail=done.tail
-        ) from error
+        )
+    return seen
+
+
+def parse(answer: str) -> Look | None:
+    """What the host said of the file; None where it is not that. Never raises."""
+    try:
+        size, digest, space, folder = answer.splitlines()
+        found = Look(int(size), digest.split()[0], int(space.split()[3]) * 1024, folder)
+    except (ValueError, IndexError):
+        return None
+    return found if found.size >= 0 and found.free >= 0 and folder.startswith("/") else None
 
 
 def good_prefix(ssh: Ssh, obtained: Obtained) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from nixa_tasks.lab.errors import LabError
 from nixa_tasks.lab.lab import Lab
 from nixa_tasks.lab.machine import Machine
+from nixa_tasks.lab.root import ADMIN_PASSWORD
 from nixa_tasks.lab.sequence import Stage
 
-__all__ = ["Lab", "LabError", "Machine", "Stage"]
+__all__ = ["ADMIN_PASSWORD", "Lab", "LabError", "Machine", "Stage"]

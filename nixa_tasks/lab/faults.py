@@ -33,10 +33,11 @@ FAULTS: Mapping[str, Fault] = MappingProxyType({
     "disk-full": Fault("there is no space left"),
     "low-memory": Fault("it has VALUE MiB of memory, so it says", "512"),
     "no-sudo": Fault("there is no sudo"),
+    "sudo-password": Fault("sudo asks `admin` for the password"),
     "no-nix": Fault("there is no nix, in the installer and in the installed system either"),
 })  # fmt: skip
 
-INSIDE = frozenset({"no-sudo", "no-nix", "low-memory"})
+INSIDE = frozenset({"no-sudo", "sudo-password", "no-nix", "low-memory"})
 
 
 def parse(name: str, value: str | None) -> tuple[str, str]:

@@ -17,6 +17,11 @@ from nixa_tasks.lab import linux
 from nixa_tasks.lab.linux import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT
 
 ADMIN = 1000
+ADMIN_PASSWORD = "practice \"makes' $perfect"  # noqa: S105 -- of practice machines only
+"""What sudo asks `admin` for, where the fault `sudo-password` makes it ask."""
+_ADMIN_HASH = (  # openssl passwd -6 -salt nixalab
+    "$6$nixalab$45w201dYnPyp5ramKpkfZXgdWyXraEuMu1eNa.1..p/yd.qoZFfshyQVh9Nn4D4GGcombTHzrY6LMzj1NC0MQ1"
+)
 _OPAQUE = ("boot", "etc/ssh", "home", "mnt", "nix", "root", "srv", "tmp", "var/lib", "var/tmp")
 _DEVICES = {
     "null": (1, 3),
@@ -93,14 +98,16 @@ def processes(target: Path, boot_id: Path) -> None:
 
 
 def users(shell: str) -> dict[str, Content]:
-    """Accounts: root, `admin` with sudo and no password, and those that programs need."""
+    """Accounts: root, `admin` with a sudo that does not ask, and those that programs need."""
     passwd = (
         f"root:x:0:0:root:/root:{shell}\ndaemon:x:1:1::/usr/sbin:/usr/sbin/nologin\n"
         f"sshd:x:101:65534::/run/sshd:/usr/sbin/nologin\nadmin:x:{ADMIN}:{ADMIN}::/home/admin:{shell}\n"
         "nobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n"
     )
     group = f"root:x:0:\ndaemon:x:1:\ntty:x:5:\ndisk:x:6:\nshadow:x:42:\nadmin:x:{ADMIN}:\nnogroup:x:65534:\n"
-    shadow = "".join(f"{line.split(':')[0]}:*:19000:0:99999:7:::\n" for line in passwd.splitlines())
+    names = [line.split(":")[0] for line in passwd.splitlines()]
+    hashes = {"admin": _ADMIN_HASH}
+    shadow = "".join(f"{name}:{hashes.get(name, '*')}:19000:0:99999:7:::\n" for name in names)
     return {
         "etc/passwd": Content(passwd.encode()),
         "etc/group": Content(group.encode()),

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
-from nixa_tasks.errors import Interrupted, NixaError
+from nixa_tasks.errors import Interrupted, NixaError, plain
 
 
 class Kind(StrEnum):
@@ -101,10 +101,10 @@ class Journal:
             yield begun
             outcome = "done"
         except Interrupted as error:
-            outcome, said = "stopped", error.what
+            outcome, said = "stopped", plain(error.what)
             raise
         except NixaError as error:
-            said = error.what
+            said = plain(error.what)
             raise
         finally:
             seconds = round(time.monotonic() - started, 3)
@@ -115,7 +115,7 @@ class Journal:
 
     def note(self, host: str, step: str, text: str) -> None:
         """Something worth a line."""
-        self.emit(Event(Kind.NOTE, host, step, text))
+        self.emit(Event(Kind.NOTE, host, step, plain(text)))
 
     def progress(self, host: str, step: str, done: int, total: int | None) -> None:
         """How far a transfer is, in bytes. Not written to the file."""

@@ -24,6 +24,26 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
+_TEXTS = ("target", "host_key", "wanted", "started_at", "operator")
+_PERHAPS = ("out", "drv", "kexec_sha256", "flake")
+_LONGEST_TEXT = 8192
+_LONGEST_SECONDS = 1e9
+
+
+def _is_text(value: object) -> bool:
+    """Text of one line that a terminal may show as it is: a receipt comes from a host."""
+    return isinstance(value, str) and len(value) <= _LONGEST_TEXT and value.isprintable()
+
+
+def _is_sound(known: Mapping[str, Any]) -> bool:
+    return (
+        all(_is_text(known[name]) for name in _TEXTS)
+        and all(known[name] is None or _is_text(known[name]) for name in _PERHAPS)
+        and all(known[name] is None or known[name].startswith("/") for name in ("out", "drv"))
+        and 0 <= known["seconds"] < _LONGEST_SECONDS
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """`out` is what runs now, `wanted` what was to run; times are RFC 3339 UTC, `seconds` a duration."""
@@ -65,15 +85,9 @@ class Receipt:
             return None
         try:
             known = {field.name: value[field.name] for field in fields(cls)}
-            texts = ("target", "host_key", "wanted", "started_at", "operator")
-            if not all(isinstance(known[name], str) for name in texts):
-                return None
-            if not all(
-                known[name] is None or isinstance(known[name], str)
-                for name in ("out", "drv", "kexec_sha256", "flake")
-            ):
-                return None
             known["seconds"] = float(known["seconds"])
+            if not _is_sound(known):
+                return None
             return cls(**known | {"mode": How(known["mode"]), "outcome": Outcome(known["outcome"])})
         except (KeyError, ValueError, TypeError, OverflowError):
             return None

@@ -12,7 +12,8 @@ _KEPT = 50
 
 
 class RunLog:
-    """A sink for lines. Each line is flushed, so that a hang leaves a log."""
+    """A sink for lines. Each line is flushed, so that a hang leaves a log. Tools may say anything, so
+    nobody else may read it."""
 
     def __init__(self, folder: Path, what: str, run: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -27,6 +28,7 @@ class RunLog:
     def __call__(self, line: str) -> None:
         with self._lock:
             if self._file is None:
+                self.path.touch(0o600)
                 self._file = self.path.open("a", encoding="utf-8", errors="replace", buffering=1)
             self._file.write(f"{time.monotonic() - self._started:9.3f}  {line}\n")
 

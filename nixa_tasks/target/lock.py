@@ -76,6 +76,7 @@ def held(ssh: Ssh, *, timeout: float, announce: Callable[[str], None]) -> Iterat
             deadline=timeout + 60,
             beat=b"beat\n",
             every=_BEAT_SECONDS,
+            first=ssh.password.preamble if ssh.password else b"",
             host=ssh.host.name,
             what="the host's lock",
             env=environment(),

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from nixa_tasks.target.ssh import Elevation, Ssh
+from nixa_tasks.target.elevation import Elevation
+from nixa_tasks.target.ssh import Ssh
 
 PROBE_SECONDS = 45
 MAX_ANSWER = 1 << 20
@@ -64,7 +65,7 @@ say free_kib "$(df -Pk "$HOME" 2>/dev/null |
 say home "$HOME"; say uid "$(id -u)"; say user "$(id -un)"
 for tool in {" ".join(TOOLS)}; do command -v $tool >/dev/null 2>&1 && say tool $tool; done
 if [ "$(id -u)" = 0 ]; then say root yes
-elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then say root sudo
+elif command -v sudo >/dev/null && sudo -k -n true 2>/dev/null; then say root sudo
 elif command -v doas >/dev/null && doas -n true 2>/dev/null; then say root doas
 elif command -v sudo >/dev/null; then say root password
 else say root no; fi
@@ -107,7 +108,7 @@ class Facts:
 
     @property
     def elevation(self) -> Elevation | None:
-        """How to become root there; None where it can't be done without a word from a person."""
+        """How to become root there; None where it can't be done without a password, or at all."""
         match self.root:
             case "yes":
                 return Elevation.NONE
@@ -130,7 +131,15 @@ _WORD = re.compile(r"[\x20-\x7e]{1,200}")
 
 def ask(ssh: Ssh, *, shared: bool = True) -> Facts:
     """One login, one script, its facts. Raises Unreachable, or as process.run does."""
-    done = ssh.run(SCRIPT, deadline=PROBE_SECONDS, shared=shared, what="probe", max_stdout=MAX_ANSWER)
+    done = ssh.run(
+        SCRIPT,
+        deadline=PROBE_SECONDS,
+        shared=shared,
+        what="probe",
+        sink_stdout=False,
+        max_stdout=MAX_ANSWER,
+        limit=MAX_ANSWER,
+    )
     return parse(done.stdout)
 
 

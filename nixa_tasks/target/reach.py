@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,9 +11,10 @@ from pathlib import Path
 from nixa_tasks import process
 from nixa_tasks.errors import NixaError
 from nixa_tasks.manifest.model import Host
+from nixa_tasks.state import private
 from nixa_tasks.target import hostkey, probe
 from nixa_tasks.target.hostkey import Expectation, HostKey, KnownHosts, Trust
-from nixa_tasks.target.probe import Facts
+from nixa_tasks.target.probe import Facts, Os
 from nixa_tasks.target.ssh import Ssh, Unreachable, environment, explain
 
 Note = Callable[[str], None]
@@ -30,17 +30,18 @@ class Reached:
     trust: Trust
     facts: Facts
 
+    @property
+    def can_be_root(self) -> bool:
+        """Whether commands can run as root there: without a password, or with the one that is at hand."""
+        return self.facts.elevation is not None or self.ssh.password is not None
+
 
 @contextlib.contextmanager
 def run_folder() -> Iterator[Path]:
-    """A private folder for this run's sockets and keys. Under /tmp where TMPDIR is too long for a
-    socket's path (108 bytes)."""
-    parent = tempfile.gettempdir()
-    folder = Path(tempfile.mkdtemp(prefix="nixa-", dir=parent if len(parent) < 40 else "/tmp"))  # noqa: S108
-    try:
+    """A private folder for this run's sockets and keys. What killed runs left is removed."""
+    private.sweep()
+    with private.folder(private.temporary()) as folder:
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def connect(host: Host, folder: Path, known: KnownHosts, note: Note) -> Reached:
@@ -52,7 +53,7 @@ def connect(host: Host, folder: Path, known: KnownHosts, note: Note) -> Reached:
     expected = hostkey.expectation(host, known)
     ssh = prepare(Ssh.to(host, folder), expected)
     try:
-        facts = probe.ask(ssh)
+        ssh, facts = _ask(ssh)
     except Unreachable as error:
         if error.kind == "hostkey":
             raise hostkey.mismatch(host, expected, shown_key(ssh)) from error
@@ -62,6 +63,25 @@ def connect(host: Host, folder: Path, known: KnownHosts, note: Note) -> Reached:
         known.remember(host, reached.key)
         note(f"first contact: {reached.key.fingerprint} ({reached.key.kind}), remembered")
     return reached
+
+
+def _ask(ssh: Ssh) -> tuple[Ssh, Facts]:
+    """The facts, and the login that got them. The installer knows no user but root: a host that was
+    left in it by a deploy that was cut is found there. Raises Unreachable."""
+    try:
+        return ssh, probe.ask(ssh)
+    except Unreachable as error:
+        if error.kind != "login" or ssh.user == "root":
+            raise
+        root = ssh.as_root()
+        try:
+            facts = probe.ask(root)
+        except NixaError:
+            raise error from None
+        if facts.os is not Os.INSTALLER:
+            root.disconnect()
+            raise
+        return root, facts
 
 
 def settle(ssh: Ssh, trust: Trust, facts: Facts) -> Reached:

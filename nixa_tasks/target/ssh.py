@@ -14,8 +14,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -24,29 +23,13 @@ from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.manifest.model import Host
 from nixa_tasks.pipes import Sink
 from nixa_tasks.process import Argv, Completed
+from nixa_tasks.target.elevation import Elevation, Password
 
 CONNECT_SECONDS = 10
 ALIVE_SECONDS = 3  # 3 x 3 s: a dead connection is noticed in 9 s, one through a kexec survives
 PERSIST_SECONDS = 60
 STATUS_SSH = 255
-
-
-class Elevation(StrEnum):
-    """How the login becomes root."""
-
-    NONE = "none"
-    SUDO = "sudo"
-    DOAS = "doas"
-
-    @property
-    def prefix(self) -> Argv:
-        match self:
-            case Elevation.NONE:
-                return ()
-            case Elevation.SUDO:
-                return ("sudo", "-n", "--")
-            case Elevation.DOAS:
-                return ("doas", "-n", "--")
+ANSWER_LIMIT = 64 << 20  # bytes; a host that says more in one call is not listened to
 
 
 class Unreachable(NixaError):
@@ -62,8 +45,8 @@ class Unreachable(NixaError):
 def remote_command(argv: Argv) -> str:
     """A command for the shell at the other end: the one place where anything is quoted for it.
 
-    POSIX single quotes, which dash, bash, ksh, zsh, busybox and fish read alike for everything
-    without a backslash; what nixa sends through a login shell is `sh -c SCRIPT`.
+    POSIX single quotes, which dash, bash, ksh, zsh and busybox read alike; csh and fish do not read
+    every newline and backslash in them so. What nixa sends through a login shell is `sh -c SCRIPT`.
     """
     return shlex.join(argv)
 
@@ -82,6 +65,7 @@ class Ssh:
     port: int | None
     strict: bool = True
     elevation: Elevation = Elevation.NONE
+    password: Password | None = field(default=None, repr=False)
 
     @classmethod
     def to(cls, host: Host, folder: Path) -> Ssh:
@@ -89,7 +73,7 @@ class Ssh:
 
     def as_root(self) -> Ssh:
         """The same machine once it runs the installer or what was installed: root's login."""
-        return replace(self, user="root", elevation=Elevation.NONE)
+        return replace(self, user="root", elevation=Elevation.NONE, password=None)
 
     @property
     def known_hosts(self) -> Path:
@@ -135,7 +119,10 @@ class Ssh:
         return tuple(options)
 
     def command(self, *remote: str, shared: bool = True, root: bool = False) -> Argv:
-        """The whole argv that runs `remote` on the host, as root if asked."""
+        """The whole argv that runs `remote` on the host, as root if asked.
+
+        Its input then begins with `password.preamble`, where there is a password.
+        """
         prefix = self.elevation.prefix if root else ()
         words = (remote_command(prefix + remote),) if remote else ()
         return ("ssh", *self.options(shared=shared), "-T", "-l", self.user, "--", self.target, *words)
@@ -153,22 +140,25 @@ class Ssh:
         shared: bool = True,
         what: str | None = None,
         max_stdout: int = 1 << 20,
+        limit: int = ANSWER_LIMIT,
     ) -> Completed:
         """Run a POSIX shell script on the host; `args` are its `$1`, `$2`, …
 
-        Raises Unreachable where ssh itself fails, else as process.run does.
+        Raises Unreachable where ssh itself fails, else as process.run does; a host that answers
+        with more than `limit` bytes is cut off.
         """
         argv = self.command("sh", "-c", script, "nixa", *args, shared=shared, root=root)
         done = process.run(
             argv,
             deadline=deadline,
-            stdin=stdin,
+            stdin=self.password.ahead_of(stdin) if root and self.password else stdin,
             sink=sink,
             sink_stdout=sink_stdout,
             check=False,
             host=self.host.name,
             what=what or "ssh",
             max_stdout=max_stdout,
+            limit=limit,
             env=environment(),
         )
         if done.status == STATUS_SSH:
@@ -195,25 +185,37 @@ class Ssh:
             with contextlib.suppress(OSError):
                 self.socket.unlink()
 
-    def tool_environment(self, *, shared: bool = True) -> dict[str, str]:
-        """The environment for a tool that calls `ssh`: ours comes first on its PATH."""
+    def tool_environment(self, *, shared: bool = True, preamble: Path | None = None) -> dict[str, str]:
+        """The environment for a tool that calls `ssh`: ours comes first on its PATH.
+
+        `preamble`: a private file that goes ahead of the input of a `nix-daemon` on the host.
+        """
         return environment() | {
-            "PATH": f"{self._shim(shared)}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+            "PATH": f"{self._shim(shared, preamble)}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         }
 
-    def _shim(self, shared: bool) -> Path:
+    def _shim(self, shared: bool, preamble: Path | None) -> Path:
         real = shutil.which("ssh")
         if real is None:
             raise NixaError("ssh is not there", hint="install the OpenSSH client")
-        folder = self.folder / f"{self._tag}-{'shared' if shared else 'plain'}-{self.strict:d}-bin"
+        kind = f"{'shared' if shared else 'plain'}-{self.strict:d}{'-fed' if preamble else ''}"
+        folder = self.folder / f"{self._tag}-{kind}-bin"
         folder.mkdir(mode=0o700, exist_ok=True)
         script = folder / "ssh"
-        text = f'#!/bin/sh\nexec {shlex.join((real, *self.options(shared=shared)))} "$@"\n'
+        call = shlex.join((real, *self.options(shared=shared)))
+        text = f'#!/bin/sh\n{_feeding(preamble, call) if preamble else ""}exec {call} "$@"\n'
         fresh = script.with_name(f".ssh-{os.getpid()}-{id(self)}")
         fresh.write_text(text)
         fresh.chmod(0o700)
         fresh.replace(script)
         return folder
+
+
+def _feeding(preamble: Path, call: str) -> str:
+    return (
+        f'case " $* " in *" nix-daemon "*)\n'
+        f'  {{ cat {shlex.quote(str(preamble))} && exec cat; }} | {call} "$@"; exit $?;;\nesac\n'
+    )
 
 
 def environment() -> dict[str, str]:

@@ -51,6 +51,7 @@ def _told(host: str, command: tuple[str, ...]) -> bytes:
     from nixa_tasks.target.hardware import report
     from nixa_tasks.target.hostkey import KnownHosts
     from nixa_tasks.target.reach import connect
+    from nixa_tasks.target.sudo import as_root
 
     now = run.current()
     with now.journal.step(host, "hardware"):
@@ -61,7 +62,8 @@ def _told(host: str, command: tuple[str, ...]) -> bytes:
             lambda text: now.journal.note(host, "reach", text),
         )
         try:
-            if reached.facts.elevation is None:
+            reached = as_root(reached, lambda text: now.journal.note(host, "sudo", text))
+            if not reached.can_be_root:
                 raise NixaError("the login can't become root, which the report needs", host=host)
             return report(reached.ssh, command)
         finally:

@@ -19,7 +19,7 @@ from nixa_tasks.kexec.image import Obtained
 from nixa_tasks.manifest.model import Image
 from nixa_tasks.state.runlog import RunLog
 from nixa_tasks.state.stamps import now as stamp_now
-from nixa_tasks.target import reach
+from nixa_tasks.target import reach, sudo
 from nixa_tasks.target.hostkey import KnownHosts
 from nixa_tasks.tasks import images, run
 from nixa_tasks.tasks.doit import outcome
@@ -126,6 +126,7 @@ def build_alone(host: str, *, on_host: bool) -> None:
         try:
             if remote_build.is_remote(declared, reached.facts.os):
                 flake = now.fingerprint.revision
+                reached = sudo.as_root(reached, lambda text: now.journal.note(host, "sudo", text))
                 build_there(
                     Work(
                         now.manifest,

@@ -117,3 +117,30 @@ def test_a_held_process_that_is_never_ready_is_an_error() -> None:
         ),
     ):
         pass
+
+
+@pytest.mark.parametrize("flood", ["cat /dev/zero", "yes", "cat /dev/zero >&2", "yes >&2"])
+def test_who_says_too_much_is_cut_off(flood: str) -> None:
+    """By its amount, long before its deadline; and nothing of it fills the memory or the log."""
+    lines: list[int] = []
+    started = time.monotonic()
+    with pytest.raises(NixaError, match="cut off") as caught:
+        process.run(
+            ("sh", "-c", flood), deadline=120, limit=8 << 20, max_stdout=1 << 20,
+            sink=lambda line: lines.append(len(line)), what="probe",
+        )  # fmt: skip
+    assert time.monotonic() - started < 60
+    assert sum(lines) <= 8 << 20
+    assert max(lines) < 1 << 18
+    assert len(caught.value.render()) < 10_000
+
+
+@pytest.mark.parametrize("flood", ["cat /dev/zero", "yes"])
+def test_a_held_command_that_says_too_much_is_ended(flood: str) -> None:
+    with (
+        pytest.raises(NixaError, match="ended too soon"),
+        process.hold(
+            ("sh", "-c", flood), is_ready=lambda _line: False, deadline=60, beat=b"", every=1, what="lock"
+        ),
+    ):
+        pytest.fail("it was never ready")

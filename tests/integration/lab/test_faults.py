@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nixa_tasks.lab import Lab, LabError, Machine, Stage
+from nixa_tasks.lab import ADMIN_PASSWORD, Lab, LabError, Machine, Stage
 
 pytestmark = [
     pytest.mark.lab,
@@ -261,6 +261,18 @@ def test_no_sudo_takes_it_away_and_gives_it_back(machine: Machine) -> None:
     assert machine.exec(("sh", "-c", "command -v sudo")).returncode != 0
     machine.clear()
     assert machine.exec(ask).stdout.strip() == "0"
+
+
+@pytest.mark.skipif(shutil.which("sudo") is None, reason="there is no sudo on this computer")
+def test_sudo_password_makes_it_ask(machine: Machine) -> None:
+    admin = ("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "sudo")
+    machine.fault("sudo-password")
+    assert machine.exec((*admin, "-k", "-n", "true")).returncode != 0
+    asked = (*admin, "-k", "-S", "-p", "", "id", "-u")
+    assert machine.exec(asked, input=f"{ADMIN_PASSWORD}\n").stdout.strip() == "0"
+    assert machine.exec(asked, input="wrong\n").returncode != 0
+    machine.clear()
+    assert machine.exec((*admin, "-k", "-n", "true")).returncode == 0
 
 
 def test_contacts_count_connections_and_nothing_else(lab: Lab, machine: Machine) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from nixa_tasks.manifest.model import Host
-from nixa_tasks.target.ssh import Ssh, explain, remote_command
+from nixa_tasks.target.ssh import Ssh, explain
 
 HOST = Host("web1", "203.0.113.1", port=2222, identity=Path("/k"), ssh_options=("ProxyCommand=nc %h %p",))
 
@@ -59,15 +56,3 @@ def test_ssh_failures_are_told_apart(said: str, kind: str) -> None:
     assert error.kind == kind
     assert error.hint
     assert error.host == "web1"
-
-
-TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60)
-
-
-@pytest.mark.parametrize("shell", [("dash",), ("bash",), ("busybox", "sh")])
-@settings(max_examples=40, deadline=None)
-@given(words=st.lists(TEXT, min_size=1, max_size=4))
-def test_real_shells_read_the_quoted_words_as_they_were(shell: tuple[str, ...], words: list[str]) -> None:
-    command = remote_command(("printf", "%s\\0", *words))
-    done = subprocess.run([*shell, "-c", command], capture_output=True, check=True)
-    assert done.stdout.decode().split("\0")[:-1] == words
