@@ -166,10 +166,12 @@ def situation(work: Work, asked: Asked, wanted: str | None) -> Situation:
 
 def _act(order: Order, work: Work, started: Started) -> Done:
     """Decide and do it, under the host's lock. That holds for a host that runs the wanted system
-    too: a switch whose controller died may be about to go back from it."""
-    wanted = _earlier(order, work) if order.asked is Asked.ROLLBACK else work.wanted
-    decision = _decide(order, work, wanted)
-    _build(order, work, decision)
+    too: a switch whose controller died may be about to go back from it. And a host that seems to
+    have been changed by other means may be in the middle of somebody's switch."""
+    wanted, decision = _decide(order, work)
+    is_sure = decision.action is not Action.REFUSE or work.reached.facts.os is not Os.NIXOS
+    if is_sure:
+        _prepare(order, work, decision)
     if work.reached.facts.elevation is None and decision.action is Action.CURRENT:
         return Done(decision.action, decision.reason, _adopt(work, started), work.reached.facts.system)
     install.check_root(work)
@@ -178,25 +180,23 @@ def _act(order: Order, work: Work, started: Started) -> Done:
         timeout=order.host.lock_timeout,
         announce=lambda text: order.journal.note(order.host.name, "lock", text),
     ) as waited:
-        if waited:  # whoever held it has changed the host: look again
+        if waited or not is_sure:  # whoever held it has changed the host: look again
             facts = reach.ask_again(work.reached.ssh)
             work = dataclasses.replace(work, reached=dataclasses.replace(work.reached, facts=facts))
-            decision = _decide(order, work, wanted)
-            _build(order, work, decision)
+            wanted, decision = _decide(order, work)
+            _prepare(order, work, decision)
         receipt = _change(order, work, decision, wanted, started)
         return Done(decision.action, decision.reason, receipt, work.reached.facts.system)
 
 
-def _decide(order: Order, work: Work, wanted: str | None) -> Decision:
+def _decide(order: Order, work: Work) -> tuple[str | None, Decision]:
+    """The system that is wanted, and what the table says."""
+    wanted = _earlier(order, work) if order.asked is Asked.ROLLBACK else work.wanted
     decision = decide(situation(work, order.asked, wanted))
     if order.back is not None and work.reached.facts.system != order.back.since:
         decision = Decision(Action.REFUSE, "runs something else by now than what it was switched to")
     order.journal.note(order.host.name, "decide", f"{decision.action}: it {decision.reason}")
-    if decision.action is Action.REFUSE:
-        raise Refused(
-            f"refused: it {decision.reason}", host=order.host.name, hint=_refusal_hint(work, decision)
-        )
-    return decision
+    return wanted, decision
 
 
 def _refusal_hint(work: Work, decision: Decision) -> str | None:
@@ -213,8 +213,12 @@ def _refusal_hint(work: Work, decision: Decision) -> str | None:
     return None
 
 
-def _build(order: Order, work: Work, decision: Decision) -> None:
-    """Have the closures before the host's lock is taken: building may take long."""
+def _prepare(order: Order, work: Work, decision: Decision) -> None:
+    """Have the closures before the host's lock is taken: building may take long. Raises Refused."""
+    if decision.action is Action.REFUSE:
+        raise Refused(
+            f"refused: it {decision.reason}", host=order.host.name, hint=_refusal_hint(work, decision)
+        )
     if order.asked is Asked.ROLLBACK or decision.action is Action.CURRENT:
         return
     order.suppliers.system(work)
@@ -224,6 +228,8 @@ def _build(order: Order, work: Work, decision: Decision) -> None:
 
 
 def _change(order: Order, work: Work, decision: Decision, wanted: str | None, started: Started) -> Receipt:
+    if decision.action in (Action.INSTALL, Action.SWITCH):
+        _expect_the_worst(work, How(decision.action), wanted, started)
     match decision.action:
         case Action.INSTALL:
             return _install(order, work, started)
@@ -232,9 +238,18 @@ def _change(order: Order, work: Work, decision: Decision, wanted: str | None, st
         case Action.CURRENT:
             return _adopt(work, started)
         case Action.REFUSE:
-            raise AssertionError(decision)  # _decide has raised
+            raise AssertionError(decision)  # _prepare has raised
         case _ as never:
             assert_never(never)
+
+
+def _expect_the_worst(work: Work, how: How, wanted: str | None, started: Started) -> None:
+    """From here on the host may run something else than the last receipt here says, and this process
+    may die before it has told so: a deploy back to that system must not seem to be done already."""
+    receipt = receipts.make(
+        work, started, how, out=work.reached.facts.system, outcome=Outcome.FAILED, wanted=wanted
+    )
+    write_json(work.layout.host(work.host.name).deployed, receipt.to_json())
 
 
 def _install(order: Order, work: Work, started: Started) -> Receipt:

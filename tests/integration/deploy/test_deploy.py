@@ -71,23 +71,6 @@ def test_a_machine_that_is_away_stops_nobody_else(fleet: Fleet) -> None:
     assert "web3" in said
 
 
-@pytest.mark.parametrize("activation", ["fail", "break-network", "break-sshd"])
-def test_a_bad_system_is_taken_back_by_the_host(fleet: Fleet, activation: str) -> None:
-    manifest = fleet.flake / "hosts.toml"
-    manifest.write_text(manifest.read_text().replace("[defaults]", "[defaults]\nconfirm_timeout = 6"))
-    fleet.doit("deploy:web1")
-    good = fleet.lab.machines["web1"].current_system()
-    fleet.change("web1", f'{{ message = "bad"; activation = "{activation}"; }}\n')
-    said = fleet.doit("deploy:web1", status=1)
-    assert "rolled back" in said
-    assert fleet.lab.machines["web1"].current_system() == good
-    receipt = json.loads((fleet.flake / ".nixa/hosts/web1/deployed.json").read_text())
-    assert receipt["outcome"] == "rolled-back"
-    assert receipt["out"] == good
-    there = fleet.lab.machines["web1"].exec(["cat", "/var/lib/nixa/receipt.json"]).stdout
-    assert json.loads(there) == receipt, "the same on both sides"
-
-
 def test_a_machine_with_another_key_is_not_touched(fleet: Fleet) -> None:
     """The wrong machine at the right address: nothing is sent to it."""
     manifest = fleet.flake / "hosts.toml"
