@@ -37,6 +37,7 @@ def run_folder() -> Iterator[Path]:
     socket's path (108 bytes)."""
     parent = tempfile.gettempdir()
     folder = Path(tempfile.mkdtemp(prefix="nixa-", dir=parent if len(parent) < 40 else "/tmp"))  # noqa: S108
+    process.remove_at_death(folder)
     try:
         yield folder
     finally:

@@ -1,0 +1,61 @@
+"""What is done when nixa is killed with no chance to do it itself (`kill -9`, the OOM killer).
+
+Tools run in sessions of their own and shared ssh connections outlive their last user, so that a
+dead nixa would leave them at work on the hosts, beside the next one. A shell that reads from a
+pipe learns of the death by the pipe's end, and ends what was on record then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import IO
+
+# Lines that it reads: `+ PID` a session began, `- PID` it ended, `folder PATH` the private folder
+# of a run: it holds the sockets of shared connections, keys and secrets.
+EXECUTOR = (
+    "sh",
+    "-c",
+    """
+live= folders=
+while read -r word what; do
+  case $word in
+  +) live="$live $what" ;;
+  -) left=; for one in $live; do [ "$one" = "$what" ] || left="$left $one"; done; live=$left ;;
+  folder) folders="$folders $what" ;;
+  esac
+done
+for one in $live; do kill -TERM "-$one" 2>/dev/null; done
+for folder in $folders; do
+  for file in "$folder"/*; do
+    [ ! -S "$file" ] || ssh -o ControlPath="$file" -O exit -- gone </dev/null >/dev/null 2>&1
+  done
+done
+[ -z "$live" ] || sleep 1
+for one in $live; do kill -KILL "-$one" 2>/dev/null; done
+for folder in $folders; do rm -rf -- "$folder"; done
+""",
+)
+
+
+class Will:
+    """The pipe to the executor. Writing never fails: without it, only a killed nixa leaves more."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe = pipe
+
+    def add(self, pid: int) -> None:
+        self._write(f"+ {pid}")
+
+    def strike_out(self, pid: int) -> None:
+        self._write(f"- {pid}")
+
+    def add_folder(self, folder: Path) -> None:
+        """Remove the folder too, if it is still there; its path must hold no blanks."""
+        if len(str(folder).split()) == 1:
+            self._write(f"folder {folder}")
+
+    def _write(self, line: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._pipe.fileno(), f"{line}\n".encode())
