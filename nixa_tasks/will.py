@@ -34,7 +34,14 @@ for folder in $folders; do
 done
 [ -z "$live" ] || sleep 1
 for one in $live; do kill -KILL "-$one" 2>/dev/null; done
-for folder in $folders; do rm -rf -- "$folder"; done
+for folder in $folders; do
+  [ -d "$folder" ] || continue
+  for file in $(grep -lsF "$folder/" /proc/[0-9]*/cmdline); do # a connection that was just being made
+    file=${file%/cmdline}
+    kill -KILL "${file#/proc/}" 2>/dev/null
+  done
+  rm -rf -- "$folder"
+done
 """,
 )
 

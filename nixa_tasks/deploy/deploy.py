@@ -117,6 +117,9 @@ def carry_out(order: Order) -> Done:
             return _act(order, work, started)
     except NixaError as error:
         error.host = error.host or name
+        error.hint = (
+            error.hint or f"what was finished is kept; to go on from there: doit {order.asked}:{name}"
+        )
         if error.log is None and log.path.exists():
             error.log = log.path
         raise

@@ -15,7 +15,7 @@ from nixa_tasks.manifest.model import Host
 from nixa_tasks.target import hostkey, probe
 from nixa_tasks.target.hostkey import Expectation, HostKey, KnownHosts, Trust
 from nixa_tasks.target.probe import Facts
-from nixa_tasks.target.ssh import Ssh, Unreachable, environment, explain
+from nixa_tasks.target.ssh import Ssh, Unreachable, end_shared, environment, explain
 
 Note = Callable[[str], None]
 _KEY_SECONDS = 25
@@ -41,7 +41,11 @@ def run_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not process.is_stopping():  # else nothing can be started any more: it is left to the executor
+            for path in folder.iterdir():
+                if path.is_socket():
+                    end_shared(path)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def connect(host: Host, folder: Path, known: KnownHosts, note: Note) -> Reached:

@@ -171,7 +171,7 @@ class Ssh:
             max_stdout=max_stdout,
             env=environment(),
         )
-        if done.status == STATUS_SSH:
+        if done.status == STATUS_SSH or done.status < 0:  # ssh's own failure, or somebody killed it
             raise explain(self, done.tail)
         if check and done.status != 0:
             raise CommandFailed(
@@ -186,14 +186,7 @@ class Ssh:
     def disconnect(self) -> None:
         """End the shared connection, if there is one, so that the next call logs in anew."""
         if self.socket.exists():
-            with contextlib.suppress(NixaError):
-                process.run(
-                    ("ssh", "-o", f"ControlPath={self.socket}", "-O", "exit", "--", self.target),
-                    deadline=5,
-                    check=False,
-                )
-            with contextlib.suppress(OSError):
-                self.socket.unlink()
+            end_shared(self.socket)
 
     def tool_environment(self, *, shared: bool = True) -> dict[str, str]:
         """The environment for a tool that calls `ssh`: ours comes first on its PATH."""
@@ -214,6 +207,16 @@ class Ssh:
         fresh.chmod(0o700)
         fresh.replace(script)
         return folder
+
+
+def end_shared(socket: Path) -> None:
+    """End the shared connection of that socket. Where all is being stopped, whoever ends the rest
+    does it (will.py)."""
+    with contextlib.suppress(NixaError):
+        process.run(
+            ("ssh", "-o", f"ControlPath={socket}", "-O", "exit", "--", "gone"), deadline=5, check=False
+        )
+        socket.unlink(missing_ok=True)
 
 
 def environment() -> dict[str, str]:
