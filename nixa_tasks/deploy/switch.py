@@ -38,7 +38,8 @@ else
 fi
 """
 _LOOK = """
-cd "/run/nixa/switch-$1" && : >alive
+cd "/run/nixa/switch-$1" 2>/dev/null || { echo outcome=gone; exit; }
+: >alive
 for file in activated outcome reason; do [ ! -e $file ] || echo "$file=$(head -c 300 $file)"; done
 """
 _SAY = 'cd "/run/nixa/switch-$1" && printf "%s\\n" "$3" >"$2.new" && mv -f "$2.new" "$2"'
@@ -220,7 +221,8 @@ def _try_to_say(guard: _Guard, word: str, text: str, seconds: float) -> str | No
 
 
 def _await_outcome(work: Work, guard: _Guard, *, confirmed: bool) -> tuple[str, str]:
-    """What the host itself says that became of it; ("", "") where it can't be asked in time."""
+    """What the host itself says that became of it: `gone` where it was restarted meanwhile; ("", "")
+    where it can't be asked in time."""
     until = time.monotonic() + (30 if confirmed else work.host.confirm_timeout + _GO_BACK_SECONDS)
     while time.monotonic() < until:
         try:
@@ -244,6 +246,13 @@ def _error(work: Work, outcome: str, reason: str) -> NixaError:
             host=host,
             log=work.log.path,
             hint=f"mend the configuration, then: doit deploy:{host}",
+        )
+    if outcome == "gone":
+        return NixaError(
+            "the host was restarted in the middle of the switch, so that nobody watched it to its end",
+            host=host,
+            log=work.log.path,
+            hint=f"to look what it runs now, and go on from there: doit deploy:{host}",
         )
     if outcome == "failed":
         return NixaError(
