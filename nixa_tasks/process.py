@@ -78,7 +78,13 @@ class _Running:
     def will(self) -> Will:
         with self._lock:
             if self._will is None:
-                executor = subprocess.Popen(EXECUTOR, stdin=subprocess.PIPE, start_new_session=True)
+                executor = subprocess.Popen(
+                    EXECUTOR,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
                 executor.returncode = 0  # nobody waits for it: it outlives this process
                 assert executor.stdin is not None  # noqa: S101
                 self._will = Will(executor.stdin)

@@ -26,22 +26,26 @@ while read -r word what; do
   folder) folders="$folders $what" ;;
   esac
 done
-for one in $live; do kill -TERM "-$one" 2>/dev/null; done
-for folder in $folders; do
-  for file in "$folder"/*; do
-    [ ! -S "$file" ] || ssh -o ControlPath="$file" -O exit -- gone </dev/null >/dev/null 2>&1
+connections() { # SIGNAL: to the masters, which have sessions of their own and the folder in their title
+  for folder in $folders; do
+    for file in $(grep -lsF "$folder/" /proc/[0-9]*/cmdline); do
+      file=${file%/cmdline}
+      kill "-$1" "${file#/proc/}" 2>/dev/null
+    done
   done
-done
+}
+for one in $live; do kill -TERM "-$one" 2>/dev/null; done
+connections TERM
 [ -z "$live" ] || sleep 1
 for one in $live; do kill -KILL "-$one" 2>/dev/null; done
+connections KILL
 for folder in $folders; do
-  [ -d "$folder" ] || continue
-  for file in $(grep -lsF "$folder/" /proc/[0-9]*/cmdline); do # a connection that was just being made
-    file=${file%/cmdline}
-    kill -KILL "${file#/proc/}" 2>/dev/null
+  for file in "$folder"/*; do # where there is no /proc
+    [ ! -S "$file" ] || ssh -o ControlPath="$file" -O exit -- gone </dev/null >/dev/null 2>&1 &
   done
-  rm -rf -- "$folder"
 done
+[ -e /proc/self/cmdline ] || sleep 1
+for folder in $folders; do rm -rf -- "$folder"; done
 """,
 )
 

@@ -122,7 +122,7 @@ def test_a_held_process_that_is_never_ready_is_an_error() -> None:
 
 
 KILLED = """
-import os, sys, threading
+import os, sys, threading, time
 from pathlib import Path
 from nixa_tasks import process
 folder = Path(sys.argv[1])
@@ -135,6 +135,7 @@ threading.Thread(
 ).start()
 while not (folder / "pid").exists() or not (folder / "pid").read_text():
     pass
+time.sleep(0.3)  # it must be on record
 print((folder / "pid").read_text(), flush=True)
 os.kill(os.getpid(), 9)
 """

@@ -157,7 +157,7 @@ def _await_moment(trial: Trial, moment: Moment) -> None:
             return
         if is_over:
             raise AssertionError(f"it ended before that moment:\n{trial.run.said}")
-        time.sleep(0.003)
+        time.sleep(0.008)
     raise AssertionError("that moment never came")
 
 

@@ -25,6 +25,7 @@ BAD = {
 }
 CONFIRM = 4
 CHECK = '{ command = "! grep -qx bad /etc/lab-message", retries = 1 }'
+SLOW = '{ command = "sleep 1" }'
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         fleet = Fleet(lab, place / "home")
         manifest = fleet.flake / "hosts.toml"
         text = manifest.read_text().replace("[defaults]", f"[defaults]\nconfirm_timeout = {CONFIRM}")
-        manifest.write_text(text.replace("[hosts.web5]", f"[hosts.web5]\nchecks = [{CHECK}]"))
+        manifest.write_text(text.replace("[hosts.web5]", f"[hosts.web5]\nchecks = [{CHECK}, {SLOW}]"))
         fleet.doit("deploy")
         yield fleet
 
@@ -132,3 +133,20 @@ def test_a_controller_killed_after_the_confirmation_forgets_nothing(five: Fleet)
 def is_confirmed(machine: Machine, good: str | None) -> bool:
     receipt = json.loads(remote(machine, "receipt.json"))
     return bool(receipt["outcome"] == "done" and receipt["out"] != good)
+
+
+def test_a_system_that_was_not_confirmed_is_not_taken_for_deployed(five: Fleet) -> None:
+    """Killed after the activation and before the word that keeps it: the host is about to go back,
+    so the next run waits for that, and switches again."""
+    machine = five.lab.machines["web5"]
+    good = machine.current_system()
+    before = len(remote(machine, "history.jsonl").splitlines())
+    five.change("web5", '{ message = "unconfirmed"; }\n')
+    run = Background.begin(five.flake, five.environment(), "deploy:web5", output=five.home / "unconfirmed")
+    wait_until(lambda: machine.current_system() != good, "activated")
+    run.signal(signal.SIGKILL)
+    run.end()
+    assert "the host itself still watches" in five.doit("deploy:web5")
+    history = [json.loads(line) for line in remote(machine, "history.jsonl").splitlines()[before:]]
+    assert [one["outcome"] for one in history] == ["rolled-back", "done"]
+    assert machine.current_system() == history[1]["out"] != good
