@@ -26,26 +26,35 @@ while read -r word what; do
   folder) folders="$folders $what" ;;
   esac
 done
-connections() { # SIGNAL: to the masters, which have sessions of their own and the folder in their title
+left=$live
+for folder in $folders; do [ ! -e "$folder" ] || left=yes; done
+[ -n "$left" ] || exit 0 # an orderly end
+connections() { # SIGNAL: to the masters, which have sessions of their own, and the folder in their title
   for folder in $folders; do
     for file in $(grep -lsF "$folder/" /proc/[0-9]*/cmdline); do
       file=${file%/cmdline}
-      kill "-$1" "${file#/proc/}" 2>/dev/null
+      kill "-$1" "${file#/proc/}" 2>/dev/null && found=yes
     done
   done
 }
 for one in $live; do kill -TERM "-$one" 2>/dev/null; done
-connections TERM
-[ -z "$live" ] || sleep 1
-for one in $live; do kill -KILL "-$one" 2>/dev/null; done
-connections KILL
 for folder in $folders; do
-  for file in "$folder"/*; do # where there is no /proc
-    [ ! -S "$file" ] || ssh -o ControlPath="$file" -O exit -- gone </dev/null >/dev/null 2>&1 &
-  done
+  if [ ! -e /proc/self/cmdline ]; then
+    for file in "$folder"/*; do
+      [ ! -S "$file" ] || ssh -o ControlPath="$file" -O exit -- gone </dev/null >/dev/null 2>&1
+    done
+  fi
+  rm -rf -- "$folder" # without the socket and the known keys in it, no new connection can be made
 done
-[ -e /proc/self/cmdline ] || sleep 1
-for folder in $folders; do rm -rf -- "$folder"; done
+connections TERM
+sleep 1
+for one in $live; do kill -KILL "-$one" 2>/dev/null; done
+tries=0 found=yes
+while [ "$found" = yes ] && [ "$tries" -lt 20 ]; do # one may fork while it is looked for
+  found=no tries=$((tries + 1))
+  connections KILL
+  [ "$found" = no ] || sleep 0.2
+done
 """,
 )
 
