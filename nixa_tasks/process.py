@@ -22,6 +22,7 @@ from typing import IO
 
 from nixa_tasks.errors import CommandFailed, DeadlinePassed, Interrupted, NixaError
 from nixa_tasks.pipes import Sink, chunks_of, pump
+from nixa_tasks.will import EXECUTOR, Will
 
 Argv = tuple[str, ...]
 
@@ -62,31 +63,60 @@ class _Running:
     def __init__(self) -> None:
         self._live: dict[int, subprocess.Popen[bytes]] = {}
         self._lock = threading.RLock()  # re-entrant: a signal handler runs in the main thread
+        self._will: Will | None = None
         self.stopped = threading.Event()
 
     def start(self, argv: Argv, env: Mapping[str, str] | None, **options: object) -> subprocess.Popen[bytes]:
         """No child inherits the password for sudo: what it starts may be anybody's to look at."""
-        given = os.environ if env is None else env
-        env = {name: value for name, value in given.items() if name != SUDO_PASSWORD}
         with self._lock:
             if self.stopped.is_set():
                 raise Interrupted("stopped before it was started: " + argv[0])
             child: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
-                argv, env=env, start_new_session=True, **options
+                argv, env=_without_password(env), start_new_session=True, **options
             )
             self._live[child.pid] = child
+            self.will.add(child.pid)
             return child
+
+    @property
+    def will(self) -> Will:
+        with self._lock:
+            if self._will is None:
+                executor = subprocess.Popen(
+                    EXECUTOR,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                    env=_without_password(None),
+                )
+                executor.returncode = 0  # nobody waits for it: it outlives this process
+                assert executor.stdin is not None  # noqa: S101
+                self._will = Will(executor.stdin)
+            return self._will
 
     def forget(self, child: subprocess.Popen[bytes]) -> None:
         with self._lock:
             self._live.pop(child.pid, None)
+            self.will.strike_out(child.pid)
 
     def live(self) -> list[subprocess.Popen[bytes]]:
         with self._lock:
             return list(self._live.values())
 
 
+def _without_password(env: Mapping[str, str] | None) -> dict[str, str]:
+    given = os.environ if env is None else env
+    return {name: value for name, value in given.items() if name != SUDO_PASSWORD}
+
+
 _running = _Running()
+
+
+def remove_at_death(folder: Path) -> None:
+    """Have this run's private folder removed, and the shared connections in it ended, also where this
+    process is killed."""
+    _running.will.add_folder(folder)
 
 
 def is_stopping() -> bool:

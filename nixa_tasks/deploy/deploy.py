@@ -118,6 +118,9 @@ def carry_out(order: Order) -> Done:
             return _act(order, work, started)
     except NixaError as error:
         error.host = error.host or name
+        error.hint = (
+            error.hint or f"what was finished is kept; to go on from there: doit {order.asked}:{name}"
+        )
         if error.log is None and log.path.exists():
             error.log = log.path
         raise
@@ -170,14 +173,16 @@ def situation(work: Work, asked: Asked, wanted: str | None) -> Situation:
 
 def _act(order: Order, work: Work, started: Started) -> Done:
     """Decide and do it, under the host's lock. That holds for a host that runs the wanted system
-    too: a switch whose controller died may be about to go back from it."""
+    too: a switch whose controller died may be about to go back from it. And a host that seems to
+    have been changed by other means may be in the middle of somebody's switch."""
     if order.asked is Asked.ROLLBACK:
         work = _with_password(work, is_needed=True)
-    wanted = _earlier(order, work) if order.asked is Asked.ROLLBACK else work.wanted
-    decision = _decide(order, work, wanted)
+    wanted, decision = _decide(order, work)
     work = _with_password(work, is_needed=decision.action.is_change)
-    _build(order, work, decision)
-    if not work.reached.can_be_root and not decision.action.is_change:
+    is_sure = decision.action is not Action.REFUSE or work.reached.facts.os is not Os.NIXOS
+    if is_sure:
+        _prepare(order, work, decision)
+    if not work.reached.can_be_root and decision.action in (Action.CURRENT, Action.PENDING):
         return Done(decision.action, decision.reason, _adopt(work, started), work.reached.facts.system)
     install.check_root(work)
     with lock.held(
@@ -185,11 +190,11 @@ def _act(order: Order, work: Work, started: Started) -> Done:
         timeout=order.host.lock_timeout,
         announce=lambda text: order.journal.note(order.host.name, "lock", text),
     ) as waited:
-        if waited:  # whoever held it has changed the host: look again
+        if waited or not is_sure:  # whoever held it has changed the host: look again
             facts = reach.ask_again(work.reached.ssh)
             work = dataclasses.replace(work, reached=dataclasses.replace(work.reached, facts=facts))
-            decision = _decide(order, work, wanted)
-            _build(order, work, decision)
+            wanted, decision = _decide(order, work)
+            _prepare(order, work, decision)
         receipt = _change(order, work, decision, wanted, started)
         return Done(decision.action, decision.reason, receipt, work.reached.facts.system)
 
@@ -203,16 +208,14 @@ def _with_password(work: Work, *, is_needed: bool) -> Work:
     return dataclasses.replace(work, reached=reached)
 
 
-def _decide(order: Order, work: Work, wanted: str | None) -> Decision:
+def _decide(order: Order, work: Work) -> tuple[str | None, Decision]:
+    """The system that is wanted, and what the table says."""
+    wanted = _earlier(order, work) if order.asked is Asked.ROLLBACK else work.wanted
     decision = decide(situation(work, order.asked, wanted))
     if order.back is not None and work.reached.facts.system != order.back.since:
         decision = Decision(Action.REFUSE, "runs something else by now than what it was switched to")
     order.journal.note(order.host.name, "decide", f"{decision.action}: it {decision.reason}")
-    if decision.action is Action.REFUSE:
-        raise Refused(
-            f"refused: it {decision.reason}", host=order.host.name, hint=_refusal_hint(work, decision)
-        )
-    return decision
+    return wanted, decision
 
 
 def _refusal_hint(work: Work, decision: Decision) -> str | None:
@@ -229,8 +232,12 @@ def _refusal_hint(work: Work, decision: Decision) -> str | None:
     return None
 
 
-def _build(order: Order, work: Work, decision: Decision) -> None:
-    """Have the closures before the host's lock is taken: building may take long."""
+def _prepare(order: Order, work: Work, decision: Decision) -> None:
+    """Have the closures before the host's lock is taken: building may take long. Raises Refused."""
+    if decision.action is Action.REFUSE:
+        raise Refused(
+            f"refused: it {decision.reason}", host=order.host.name, hint=_refusal_hint(work, decision)
+        )
     if order.asked is Asked.ROLLBACK or not decision.action.is_change:
         return
     if _builds_there(work, decision):
@@ -248,6 +255,8 @@ def _builds_there(work: Work, decision: Decision) -> bool:
 
 
 def _change(order: Order, work: Work, decision: Decision, wanted: str | None, started: Started) -> Receipt:
+    if decision.action.is_change:
+        _expect_the_worst(work, How(decision.action), wanted, started)
     match decision.action:
         case Action.INSTALL:
             return _install(order, work, started)
@@ -256,9 +265,18 @@ def _change(order: Order, work: Work, decision: Decision, wanted: str | None, st
         case Action.CURRENT | Action.PENDING:
             return _adopt(work, started)
         case Action.REFUSE:
-            raise AssertionError(decision)  # _decide has raised
+            raise AssertionError(decision)  # _prepare has raised
         case _ as never:
             assert_never(never)
+
+
+def _expect_the_worst(work: Work, how: How, wanted: str | None, started: Started) -> None:
+    """From here on the host may run something else than the last receipt here says, and this process
+    may die before it has told so: a deploy back to that system must not seem to be done already."""
+    receipt = receipts.make(
+        work, started, how, out=work.reached.facts.system, outcome=Outcome.FAILED, wanted=wanted
+    )
+    write_json(work.layout.host(work.host.name).deployed, receipt.to_json())
 
 
 def _install(order: Order, work: Work, started: Started) -> Receipt:

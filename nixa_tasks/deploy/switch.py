@@ -120,6 +120,13 @@ def _error(work: Work, outcome: str, reason: str) -> NixaError:
             log=work.log.path,
             hint=f"mend the configuration, then: doit deploy:{host}",
         )
+    if outcome == "gone":
+        return NixaError(
+            "the host was restarted in the middle of the switch, so that nobody watched it to its end",
+            host=host,
+            log=work.log.path,
+            hint=f"to look what it runs now, and go on from there: doit deploy:{host}",
+        )
     if outcome == "failed":
         return NixaError(
             f"the switch failed: {reason}",

@@ -1,7 +1,7 @@
 """Folders that nobody else may look into, for as long as a run needs them.
 
-A killed run can't remove its own: each is locked by the run that lives, so that the next one finds
-those that nobody holds any more and removes them.
+A killed run can't remove its own: will.py does it. Each is locked by the run that lives, so that the
+next one finds those that nobody holds any more and removes what even so was left.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from nixa_tasks import process
 
 _PREFIX = "nixa-"
 _MARK = ".held-by-a-run"
@@ -33,9 +35,11 @@ def folder(parent: Path) -> Iterator[Path]:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         (place / _MARK).touch(0o600)  # from here on it is removed if nobody holds the lock
+        process.remove_at_death(place)
         yield place
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        if not any(path.is_socket() for path in place.iterdir()):  # else shared connections still live:
+            shutil.rmtree(place, ignore_errors=True)  # will.py ends them, and needs it for that
         os.close(handle)
 
 

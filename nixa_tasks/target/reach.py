@@ -15,7 +15,7 @@ from nixa_tasks.state import private
 from nixa_tasks.target import hostkey, probe
 from nixa_tasks.target.hostkey import Expectation, HostKey, KnownHosts, Trust
 from nixa_tasks.target.probe import Facts, Os
-from nixa_tasks.target.ssh import Ssh, Unreachable, environment, explain
+from nixa_tasks.target.ssh import Ssh, Unreachable, end_shared, environment, explain
 
 Note = Callable[[str], None]
 _KEY_SECONDS = 25
@@ -41,7 +41,12 @@ def run_folder() -> Iterator[Path]:
     """A private folder for this run's sockets and keys. What killed runs left is removed."""
     private.sweep()
     with private.folder(private.temporary()) as folder:
-        yield folder
+        try:
+            yield folder
+        finally:
+            if not process.is_stopping():  # else nothing can be started any more: will.py ends them
+                for path in filter(Path.is_socket, folder.iterdir()):
+                    end_shared(path)
 
 
 def connect(host: Host, folder: Path, known: KnownHosts, note: Note) -> Reached:

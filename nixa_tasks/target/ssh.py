@@ -161,7 +161,7 @@ class Ssh:
             limit=limit,
             env=environment(),
         )
-        if done.status == STATUS_SSH:
+        if done.status == STATUS_SSH or done.status < 0:  # ssh's own failure, or somebody killed it
             raise explain(self, done.tail)
         if check and done.status != 0:
             raise CommandFailed(
@@ -176,14 +176,7 @@ class Ssh:
     def disconnect(self) -> None:
         """End the shared connection, if there is one, so that the next call logs in anew."""
         if self.socket.exists():
-            with contextlib.suppress(NixaError):
-                process.run(
-                    ("ssh", "-o", f"ControlPath={self.socket}", "-O", "exit", "--", self.target),
-                    deadline=5,
-                    check=False,
-                )
-            with contextlib.suppress(OSError):
-                self.socket.unlink()
+            end_shared(self.socket)
 
     def tool_environment(self, *, shared: bool = True, preamble: Path | None = None) -> dict[str, str]:
         """The environment for a tool that calls `ssh`: ours comes first on its PATH.
@@ -216,6 +209,16 @@ def _feeding(preamble: Path, call: str) -> str:
         f'case " $* " in *" nix-daemon "*)\n'
         f'  {{ cat {shlex.quote(str(preamble))} && exec cat; }} | {call} "$@"; exit $?;;\nesac\n'
     )
+
+
+def end_shared(socket: Path) -> None:
+    """End the shared connection of that socket. Where all is being stopped, whoever ends the rest
+    does it (will.py)."""
+    with contextlib.suppress(NixaError):
+        process.run(
+            ("ssh", "-o", f"ControlPath={socket}", "-O", "exit", "--", "gone"), deadline=5, check=False
+        )
+        socket.unlink(missing_ok=True)
 
 
 def environment() -> dict[str, str]:

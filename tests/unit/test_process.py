@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -144,3 +146,36 @@ def test_a_held_command_that_says_too_much_is_ended(flood: str) -> None:
         ),
     ):
         pytest.fail("it was never ready")
+
+
+KILLED = """
+import os, sys, threading, time
+from pathlib import Path
+from nixa_tasks import process
+folder = Path(sys.argv[1])
+folder.mkdir()
+(folder / "secret").write_text("x")
+process.remove_at_death(folder)
+process.run(("true",), deadline=9)
+threading.Thread(
+    target=process.run, args=(("sh", "-c", "echo $$ >$1/pid; sleep 1000; :", "sh", sys.argv[1]),), kwargs={"deadline": 999}
+).start()
+while not (folder / "pid").exists() or not (folder / "pid").read_text():
+    pass
+time.sleep(0.3)  # it must be on record
+print((folder / "pid").read_text(), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_killed_nixa_leaves_no_tool_at_work_and_no_secret(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = subprocess.run(
+        (sys.executable, "-c", KILLED, str(folder)), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    session = int(done.stdout)
+    until = time.monotonic() + 20
+    while folder.exists() or is_alive(session):
+        assert time.monotonic() < until
+        time.sleep(0.02)

@@ -71,36 +71,6 @@ def test_a_machine_that_is_away_stops_nobody_else(fleet: Fleet) -> None:
     assert "web3" in said
 
 
-@pytest.mark.parametrize("activation", ["fail", "break-network", "break-sshd"])
-def test_a_bad_system_is_taken_back_by_the_host(fleet: Fleet, activation: str) -> None:
-    manifest = fleet.flake / "hosts.toml"
-    manifest.write_text(manifest.read_text().replace("[defaults]", "[defaults]\nconfirm_timeout = 6"))
-    fleet.doit("deploy:web1")
-    good = fleet.lab.machines["web1"].current_system()
-    fleet.change("web1", f'{{ message = "bad"; activation = "{activation}"; }}\n')
-    said = fleet.doit("deploy:web1", status=1)
-    assert "rolled back" in said
-    assert fleet.lab.machines["web1"].current_system() == good
-    receipt = json.loads((fleet.flake / ".nixa/hosts/web1/deployed.json").read_text())
-    assert receipt["outcome"] == "rolled-back"
-    assert receipt["out"] == good
-    there = fleet.lab.machines["web1"].exec(["cat", "/var/lib/nixa/receipt.json"]).stdout
-    assert json.loads(there) == receipt, "the same on both sides"
-
-
-def test_a_machine_with_another_key_is_not_touched(fleet: Fleet) -> None:
-    """The wrong machine at the right address: nothing is sent to it."""
-    manifest = fleet.flake / "hosts.toml"
-    one, two = (fleet.lab.machines[name].host_key_public for name in ("web1", "web2"))
-    key = " ".join(one.split()[:2])
-    other = " ".join(two.split()[:2])
-    manifest.write_text(manifest.read_text().replace(key, other, 1))
-    said = fleet.doit("deploy:web1", status=1)
-    assert "shows another host key" in said
-    assert fleet.lab.machines["web1"].stage == "old"
-    assert fleet.lab.machines["web1"].wipes() == 0
-
-
 def test_the_plain_form_leaves_the_kexec_to_nixos_anywhere(tmp_path: Path, home: Path) -> None:
     """Its once-a-second poll must see the machine down, so this one takes longer to boot."""
     lab = Lab(tmp_path / "lab", boot_delay=4)

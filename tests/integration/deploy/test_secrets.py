@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +22,8 @@ from nixa_tasks.manifest.model import Host
 from nixa_tasks.state import private
 from nixa_tasks.target.elevation import Elevation, Password
 from nixa_tasks.target.ssh import Ssh
+from tests.integration.deploy.background import Background, wait_until
 from tests.integration.deploy.conftest import Fleet
-from tests.integration.deploy.test_killed import has_begun
 
 pytestmark = [
     pytest.mark.lab,
@@ -214,34 +213,28 @@ def test_no_process_and_no_file_shows_a_secret(fleet: Fleet, vault: Vault) -> No
     assert here["mode"] == "switch", "the host's receipt can be read by a login that is not root"
 
 
-def test_what_a_killed_installation_left_is_private_and_removed_by_the_next(
+def test_a_killed_installation_kept_its_secrets_private_and_leaves_none_here(
     fleet: Fleet, vault: Vault
 ) -> None:
-    child = start(fleet, "deploy:web1", password=ADMIN_PASSWORD)
-    try:
-        until = time.monotonic() + 90
-        while not has_begun(fleet, 0, "install"):
-            assert child.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.01)
-    finally:
-        os.kill(child.pid, signal.SIGKILL)
-        child.communicate(timeout=30)
-
-    left = in_memory(vault.texts)
-    assert {path.read_text() for path in left if path.name == "key-0"} == {vault.luks}
-    for path in left:
+    environment = {**fleet.environment(), VARIABLE: ADMIN_PASSWORD}
+    run = Background.begin(fleet.flake, environment, "deploy:web1", output=fleet.home / "killed")
+    run.await_step("install", seconds=90)
+    held = in_memory(vault.texts)
+    assert {path.read_text() for path in held if path.name == "key-0"} == {vault.luks}
+    for path in held:
         folders = [folder for folder in path.parents if folder.is_relative_to(IN_MEMORY / path.parts[3])]
         assert folders[-1].stat().st_mode & 0o777 == 0o700
         assert path.stat().st_mode & 0o077 == 0
+    run.signal(signal.SIGKILL)
+    assert run.end() == -signal.SIGKILL
+
+    wait_until(lambda: not in_memory(vault.texts), "gone from memory", seconds=20)
     assert not holding(fleet.flake, vault.texts)
     assert not holding(fleet.home, vault.texts)
     web1 = fleet.lab.machines["web1"]
     key = web1.exec(("stat", "-c", "%a %U %n", "/tmp/luks.key"))
     assert key.stdout.split() == ["600", "root", "/tmp/luks.key"]
 
-    doit(fleet, "reach:web1")
-    assert not in_memory(vault.texts), "any next run removes it"
     doit(fleet, "deploy:web1")
     assert web1.stage == "installed"
     assert not in_memory(vault.texts)
