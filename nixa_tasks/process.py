@@ -1,14 +1,12 @@
-"""The one place that starts processes.
+"""The one way to run a process.
 
-Every process gets a session of its own, so that ending it ends its children too (killing only
-the bash of nixos-anywhere leaves its ssh running), a deadline, and a sink for its lines that is
+Every process gets a session of its own (sessions.py), a deadline, and a sink for its lines that is
 fed as they come, so that a hang leaves a log.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import signal
 import subprocess
@@ -22,13 +20,11 @@ from typing import IO
 
 from nixa_tasks.errors import CommandFailed, DeadlinePassed, Interrupted, NixaError
 from nixa_tasks.pipes import Sink, chunks_of, pump
-from nixa_tasks.will import EXECUTOR, Will
+from nixa_tasks.sessions import Sessions, end, signal_group
 
 Argv = tuple[str, ...]
 
 TAIL_LINES = 12
-SUDO_PASSWORD = "NIXA_SUDO_PASSWORD"  # noqa: S105 -- the variable's name
-GRACE_SECONDS = 3.0
 _LONGEST_LINE = 4096  # bytes, of a command that is held
 _MOST_SAID = 1 << 20
 
@@ -57,113 +53,29 @@ def paste(argv: Argv) -> str:
     return shlex.join(argv)
 
 
-class _Running:
-    """The live sessions, so that a signal handler can end them all, and nothing starts afterwards."""
-
-    def __init__(self) -> None:
-        self._live: dict[int, subprocess.Popen[bytes]] = {}
-        self._lock = threading.RLock()  # re-entrant: a signal handler runs in the main thread
-        self._will: Will | None = None
-        self.stopped = threading.Event()
-
-    def start(self, argv: Argv, env: Mapping[str, str] | None, **options: object) -> subprocess.Popen[bytes]:
-        """No child inherits the password for sudo: what it starts may be anybody's to look at."""
-        with self._lock:
-            if self.stopped.is_set():
-                raise Interrupted("stopped before it was started: " + argv[0])
-            child: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
-                argv, env=_without_password(env), start_new_session=True, **options
-            )
-            self._live[child.pid] = child
-            self.will.add(child.pid)
-            return child
-
-    @property
-    def will(self) -> Will:
-        with self._lock:
-            if self._will is None:
-                executor = subprocess.Popen(
-                    EXECUTOR,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                    env=_without_password(None),
-                )
-                executor.returncode = 0  # nobody waits for it: it outlives this process
-                assert executor.stdin is not None  # noqa: S101
-                self._will = Will(executor.stdin)
-            return self._will
-
-    def forget(self, child: subprocess.Popen[bytes]) -> None:
-        with self._lock:
-            self._live.pop(child.pid, None)
-            self.will.strike_out(child.pid)
-
-    def live(self) -> list[subprocess.Popen[bytes]]:
-        with self._lock:
-            return list(self._live.values())
-
-
-def _without_password(env: Mapping[str, str] | None) -> dict[str, str]:
-    given = os.environ if env is None else env
-    return {name: value for name, value in given.items() if name != SUDO_PASSWORD}
-
-
-_running = _Running()
+_sessions = Sessions()
 
 
 def remove_at_death(folder: Path) -> None:
     """Have this run's private folder removed, and the shared connections in it ended, also where this
     process is killed."""
-    _running.will.add_folder(folder)
+    _sessions.will.add_folder(folder)
 
 
 def is_stopping() -> bool:
     """Whether `stop_all` was called: long waits look at it and give up."""
-    return _running.stopped.is_set()
+    return _sessions.stopped.is_set()
+
+
+def stop_all() -> None:
+    """End all that was started, first asking, then by force; from now on nothing can be started."""
+    _sessions.stop_all()
 
 
 def sleep(seconds: float) -> None:
     """Wait, but not past a stop. Raises Interrupted."""
-    if _running.stopped.wait(seconds):
+    if _sessions.stopped.wait(seconds):
         raise Interrupted("stopped")
-
-
-def stop_all(grace: float = GRACE_SECONDS) -> None:
-    """End every live session, first asking, then by force; from now on nothing can be started."""
-    _running.stopped.set()
-    children = _running.live()
-    for child in children:
-        _signal_group(child.pid, signal.SIGTERM)
-    deadline = time.monotonic() + grace
-    while time.monotonic() < deadline and any(_group_exists(child.pid) for child in children):
-        for child in children:
-            child.poll()
-        time.sleep(0.02)
-    for child in children:
-        _signal_group(child.pid, signal.SIGKILL)
-
-
-def _signal_group(pgid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pgid, number)
-
-
-def _group_exists(pgid: int) -> bool:
-    try:
-        os.killpg(pgid, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
-
-
-def _end(child: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
-    _signal_group(child.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        child.wait(grace)
-    _signal_group(child.pid, signal.SIGKILL)
-    child.wait()
 
 
 def run(
@@ -195,7 +107,7 @@ def run(
     started = time.monotonic()
     is_file = stdin is not None and not isinstance(stdin, bytes) and hasattr(stdin, "fileno")
     try:
-        child = _running.start(
+        child = _sessions.start(
             argv,
             env,
             cwd=cwd,
@@ -226,22 +138,22 @@ def run(
         )
         status = child.wait(max(0.1, started + deadline - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired):
-        _end(child)
+        end(child)
         raise DeadlinePassed(f"{what}: no end after {deadline:g} s", host=host, tail=tuple(tail)) from None
     except OverflowError:
-        _end(child)
+        end(child)
         raise NixaError(
             f"{what}: cut off, since it printed more than {limit or 0:,} bytes", host=host, tail=tuple(tail)
         ) from None
     except BaseException:
-        _end(child)
+        end(child)
         raise
     finally:
         for pipe in (child.stdin, child.stdout, child.stderr):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
-        _running.forget(child)
+        _sessions.forget(child)
     done = Completed(argv, status, bytes(kept), tuple(tail), time.monotonic() - started)
     if status != 0 and is_stopping():
         raise Interrupted(f"{what}: stopped", host=host)
@@ -272,7 +184,7 @@ def hold(
     `first` is written to its input at once, and `beat` every `every` seconds, so that the other end
     can tell a holder that died without a word. Raises CommandFailed where it ends first, DeadlinePassed, Interrupted.
     """
-    child = _running.start(
+    child = _sessions.start(
         argv,
         env,
         stdin=subprocess.PIPE,
@@ -287,7 +199,7 @@ def hold(
         while child.stdout is not None and (line := child.stdout.readline(_LONGEST_LINE)):
             said += len(line)
             if said > _MOST_SAID:
-                _signal_group(child.pid, signal.SIGKILL)
+                signal_group(child.pid, signal.SIGKILL)
                 break
             text = line.decode("utf-8", "replace").rstrip("\r\n")
             tail.append(text)
@@ -319,9 +231,9 @@ def hold(
         yield
     finally:
         over.set()
-        _end(child)
+        end(child)
         for pipe in (child.stdin, child.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError, ValueError):
                     pipe.close()
-        _running.forget(child)
+        _sessions.forget(child)

@@ -4,97 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import assert_never
 
-from nixa_tasks import nix
-from nixa_tasks.deploy import checks, copy, install, next_boot, receipts, remote_build, switch
-from nixa_tasks.deploy.decide import Action, Asked, Decision, Situation, decide
+from nixa_tasks.deploy import copy, install, next_boot, receipts, remote_build, switch
+from nixa_tasks.deploy.adopt import adopt
+from nixa_tasks.deploy.decide import Action, Asked, Decision, decide
+from nixa_tasks.deploy.order import Done, Order
 from nixa_tasks.deploy.receipts import Started
-from nixa_tasks.deploy.uplink import Uplink
+from nixa_tasks.deploy.situation import earlier, situation
 from nixa_tasks.deploy.work import Work
-from nixa_tasks.errors import CommandFailed, NixaError
-from nixa_tasks.flake.evaluate import Output
-from nixa_tasks.kexec.image import Obtained
-from nixa_tasks.kexec.neighbours import Neighbours
-from nixa_tasks.manifest.model import Host, Manifest, Mode
-from nixa_tasks.state.journal import Journal
-from nixa_tasks.state.layout import Layout
+from nixa_tasks.errors import NixaError
 from nixa_tasks.state.lock import locked
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 from nixa_tasks.state.runlog import RunLog
-from nixa_tasks.state.stamps import read_json, write_json
+from nixa_tasks.state.stamps import write_json
 from nixa_tasks.target import lock, reach, sudo
 from nixa_tasks.target.hostkey import KnownHosts
 from nixa_tasks.target.probe import Os
 from nixa_tasks.target.ssh import Ssh
 
-_IS_SYSTEM = '[ -x "$1/bin/switch-to-configuration" ]'
-_GENERATIONS = """
-cd /nix/var/nix/profiles && live=$(readlink -f /run/current-system) &&
-ls -d system-*-link 2>/dev/null | sort -t- -k2 -n -r | while read -r link; do
-  path=$(readlink -f "$link"); [ "$path" = "$live" ] || { echo "$path"; break; }
-done
-"""
-
 
 class Refused(NixaError):
     """The decision was not to touch the host."""
-
-
-@dataclass(frozen=True, slots=True)
-class Suppliers:
-    """What a deploy asks for only when its decision needs it: built closures and a kexec image.
-
-    `system` and `disko` build and root a closure; `image` gives a verified tarball,
-    looked into for the host's architecture. `there` has the host build its own system.
-    """
-
-    system: Callable[[Work], Path]
-    disko: Callable[[Work], Path]
-    image: Callable[[Work], Obtained]
-    there: Callable[[Work], str]
-
-
-@dataclass(frozen=True, slots=True)
-class Back:
-    """The way back of one switch: to the system `to` that ran before it, and only while what it
-    switched to, `since`, still runs."""
-
-    to: str
-    since: str
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One host's turn. `flake`: the locked reference that `output` was evaluated from; `neighbours`:
-    the hosts of this run; `back`: for a rollback that undoes one switch and nothing else (without
-    it, the host's history says to where)."""
-
-    manifest: Manifest
-    host: Host
-    output: Output
-    flake: str | None
-    layout: Layout
-    journal: Journal
-    folder: Path
-    suppliers: Suppliers
-    neighbours: Neighbours
-    uplink: Uplink
-    asked: Asked = Asked.DEPLOY
-    back: Back | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """How a host's turn ended well. `before` is the system that ran when it began."""
-
-    action: Action
-    reason: str
-    receipt: Receipt
-    before: str | None
 
 
 def carry_out(order: Order) -> Done:
@@ -152,25 +83,6 @@ def _reach(order: Order, log: RunLog) -> Work:
     )
 
 
-def situation(work: Work, asked: Asked, wanted: str | None) -> Situation:
-    """What the table decides on."""
-    facts, host = work.reached.facts, work.host
-    return Situation(
-        asked=asked,
-        wanted=wanted,
-        os=facts.os,
-        live=facts.system,
-        is_expected_key=True,  # reach.connect has ended otherwise
-        receipt=Receipt.from_json(facts.receipt),
-        local=Receipt.from_json(read_json(work.layout.host(host.name).deployed)),
-        install=host.install,
-        on_drift=host.on_drift,
-        profile=facts.profile,
-        mode=host.mode,
-        reboot=host.reboot,
-    )
-
-
 def _act(order: Order, work: Work, started: Started) -> Done:
     """Decide and do it, under the host's lock. That holds for a host that runs the wanted system
     too: a switch whose controller died may be about to go back from it. And a host that seems to
@@ -183,7 +95,7 @@ def _act(order: Order, work: Work, started: Started) -> Done:
     if is_sure:
         _prepare(order, work, decision)
     if not work.reached.can_be_root and decision.action in (Action.CURRENT, Action.PENDING):
-        return Done(decision.action, decision.reason, _adopt(work, started), work.reached.facts.system)
+        return Done(decision.action, decision.reason, adopt(work, started), work.reached.facts.system)
     install.check_root(work)
     with lock.held(
         work.reached.ssh,
@@ -210,7 +122,7 @@ def _with_password(work: Work, *, is_needed: bool) -> Work:
 
 def _decide(order: Order, work: Work) -> tuple[str | None, Decision]:
     """The system that is wanted, and what the table says."""
-    wanted = _earlier(order, work) if order.asked is Asked.ROLLBACK else work.wanted
+    wanted = earlier(work, order.back) if order.asked is Asked.ROLLBACK else work.wanted
     decision = decide(situation(work, order.asked, wanted))
     if order.back is not None and work.reached.facts.system != order.back.since:
         decision = Decision(Action.REFUSE, "runs something else by now than what it was switched to")
@@ -256,18 +168,22 @@ def _builds_there(work: Work, decision: Decision) -> bool:
 
 def _change(order: Order, work: Work, decision: Decision, wanted: str | None, started: Started) -> Receipt:
     if decision.action.is_change:
-        _expect_the_worst(work, How(decision.action), wanted, started)
+        _expect_the_worst(work, _how(order, decision.action), wanted, started)
     match decision.action:
         case Action.INSTALL:
             return _install(order, work, started)
         case Action.SWITCH | Action.BOOT:
             return _switch(order, work, decision.action, wanted or work.wanted, started)
         case Action.CURRENT | Action.PENDING:
-            return _adopt(work, started)
+            return adopt(work, started)
         case Action.REFUSE:
             raise AssertionError(decision)  # _prepare has raised
         case _ as never:
             assert_never(never)
+
+
+def _how(order: Order, action: Action) -> How:
+    return How.ROLLBACK if order.asked is Asked.ROLLBACK else How(action)
 
 
 def _expect_the_worst(work: Work, how: How, wanted: str | None, started: Started) -> None:
@@ -286,83 +202,12 @@ def _install(order: Order, work: Work, started: Started) -> Receipt:
 
 
 def _switch(order: Order, work: Work, action: Action, new: str, started: Started) -> Receipt:
-    is_boot = action is Action.BOOT
-    is_back = order.asked is Asked.ROLLBACK
-    how = How.ROLLBACK if is_back else How.BOOT if is_boot else How.SWITCH
+    how, is_back = _how(order, action), order.asked is Asked.ROLLBACK
     drv = None if is_back else work.drv
     if not is_back and not remote_build.is_remote(work.host, work.reached.facts.os):
         system = order.suppliers.system(work)
         with work.sending("copy"):
             copy.copy(work.reached.ssh, system, sink=work.log)
-    if is_boot:
+    if action is Action.BOOT:
         return next_boot.boot_into(work, new, how, started, drv=drv)
     return switch.switch(work, new, how, started, wanted=new, drv=drv)
-
-
-def _adopt(work: Work, started: Started) -> Receipt:
-    """Record that the host runs what is wanted, or will from its next restart on. Its own receipt
-    stands if it says the same; without it nobody has seen the checks pass, as when an installation
-    was cut off before them."""
-    theirs, live = Receipt.from_json(work.reached.facts.receipt), work.reached.facts.system
-    if theirs is not None and theirs.wanted == work.wanted and theirs.is_pending:
-        receipt = dataclasses.replace(theirs, target=work.host.target, out=live)
-        if live == work.wanted and work.reached.can_be_root:  # restarted since
-            receipts.write_remote(work.reached.ssh, receipt)
-        receipts.write_local(work, receipt)
-        return receipt
-    if theirs is not None and theirs.out == work.wanted and theirs.outcome is Outcome.DONE:
-        receipt = dataclasses.replace(theirs, target=work.host.target, wanted=work.wanted)
-        write_json(work.layout.host(work.host.name).deployed, receipt.to_json())
-        return receipt
-    if work.reached.can_be_root:
-        _check(work)
-    receipt = receipts.make(work, started, How.ADOPT, out=work.reached.facts.system, outcome=Outcome.DONE)
-    if work.reached.can_be_root:
-        receipts.write_remote(work.reached.ssh, receipt)
-    receipts.write_local(work, receipt)
-    return receipt
-
-
-def _check(work: Work) -> None:
-    name = work.host.name
-    checks.run_all(
-        work.host.checks,
-        work.reached.ssh,
-        failed_before=frozenset(),
-        note=lambda text: work.journal.note(name, "check", text),
-    )
-
-
-def _earlier(order: Order, work: Work) -> str | None:
-    """The system that ran before the live one: by the order itself, the host's own history, or its
-    profile."""
-    if order.back is not None:
-        return order.back.to
-    ssh, live = work.reached.ssh, work.reached.facts.system
-    if work.reached.facts.os is not Os.NIXOS:
-        return None
-    if situation(work, Asked.ROLLBACK, live).boots_elsewhere:
-        return live  # what was set up for the next boot is taken back
-    for receipt in reversed(receipts.read_history(ssh, root=True)):
-        if receipt.out is None or receipt.out == live or not nix.is_store_path(receipt.out):
-            continue
-        if ssh.run(_IS_SYSTEM, receipt.out, deadline=30, check=False, what="history").is_ok:
-            return receipt.out
-    try:
-        found = ssh.run(_GENERATIONS, deadline=60, what="generations").stdout.strip()
-    except CommandFailed:
-        return None
-    return found if nix.is_store_path(found) else None
-
-
-def is_deployed(host: Host, output: Output | None, receipt: Receipt | None) -> bool:
-    """Whether a deploy has nothing to do by what is remembered here, without asking the host."""
-    return (
-        output is not None
-        and receipt is not None
-        and receipt.outcome is Outcome.DONE
-        and receipt.wanted == output.toplevel_out
-        and receipt.target == host.target
-        and (not receipt.is_pending or (host.mode is Mode.BOOT and not host.reboot))
-        and receipt.out is not None
-    )

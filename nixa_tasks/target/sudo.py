@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from nixa_tasks import process
 from nixa_tasks.errors import Interrupted, NixaError
-from nixa_tasks.process import SUDO_PASSWORD
+from nixa_tasks.sessions import SUDO_PASSWORD
 from nixa_tasks.target.elevation import Elevation, Password
 from nixa_tasks.target.reach import Reached
 from nixa_tasks.target.ssh import Ssh

@@ -10,7 +10,7 @@ from typing import Any
 
 from nixa_tasks import process
 from nixa_tasks.deploy.decide import Action, Asked
-from nixa_tasks.deploy.deploy import Back
+from nixa_tasks.deploy.order import Back
 from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.fleet.reporter import FAILED, UNCHANGED, Result
 from nixa_tasks.manifest.waves import Broken, in_order

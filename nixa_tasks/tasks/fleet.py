@@ -82,7 +82,7 @@ def _all(one: Callable[[str], Row], hosts: Sequence[str]) -> list[Row]:
 
 
 def _plan_one(name: str) -> Planned:
-    from nixa_tasks.deploy.deploy import is_deployed
+    from nixa_tasks.deploy.adopt import is_deployed
     from nixa_tasks.fleet import plan
     from nixa_tasks.manifest.model import InstallPolicy
 

@@ -171,7 +171,7 @@ def _build(host: str) -> None:
 
 
 def _is_deployed(host: str) -> bool:
-    from nixa_tasks.deploy.deploy import is_deployed
+    from nixa_tasks.deploy.adopt import is_deployed
     from nixa_tasks.manifest.model import InstallPolicy
 
     now = run.current()

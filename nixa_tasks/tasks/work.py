@@ -9,8 +9,8 @@ from pathlib import Path
 
 from nixa_tasks.deploy import remote_build
 from nixa_tasks.deploy.decide import Action, Asked
-from nixa_tasks.deploy.deploy import Back, Done, Order, Suppliers
 from nixa_tasks.deploy.deploy import carry_out as carry_out_order
+from nixa_tasks.deploy.order import Back, Done, Order, Suppliers
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.flake import build

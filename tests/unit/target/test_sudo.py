@@ -17,6 +17,7 @@ import pytest
 from nixa_tasks import process
 from nixa_tasks.errors import NixaError
 from nixa_tasks.manifest.model import Host
+from nixa_tasks.sessions import SUDO_PASSWORD
 from nixa_tasks.target.elevation import Elevation, Password
 from nixa_tasks.target.ssh import Ssh
 from nixa_tasks.target.sudo import Passwords
@@ -26,7 +27,7 @@ SECRET = "hunter2's $word"
 
 @pytest.fixture(autouse=True)
 def given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(process.SUDO_PASSWORD, SECRET)
+    monkeypatch.setenv(SUDO_PASSWORD, SECRET)
 
 
 def quiet(_text: str) -> None:
@@ -43,8 +44,8 @@ def test_it_is_shown_by_nothing_that_holds_it() -> None:
 
 
 def test_no_child_inherits_it() -> None:
-    assert process.run(("env",), deadline=10).stdout.count(process.SUDO_PASSWORD) == 0
-    assert process.run(("env",), deadline=10, env=dict(os.environ)).stdout.count(process.SUDO_PASSWORD) == 0
+    assert process.run(("env",), deadline=10).stdout.count(SUDO_PASSWORD) == 0
+    assert process.run(("env",), deadline=10, env=dict(os.environ)).stdout.count(SUDO_PASSWORD) == 0
 
 
 def test_hosts_wait_for_the_first_word_on_it_and_then_go_side_by_side() -> None:
@@ -96,12 +97,12 @@ def test_a_refused_one_is_not_tried_elsewhere() -> None:
     for host in ("a", "b", "c"):
         with pytest.raises(NixaError) as caught:
             passwords.checked(host, "admin", refuse, quiet)
-        assert process.SUDO_PASSWORD in (caught.value.hint or "")
+        assert SUDO_PASSWORD in (caught.value.hint or "")
     assert len(tried) == 1
 
 
 def test_one_that_can_not_be_a_line_is_refused_without_being_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(process.SUDO_PASSWORD, f"{SECRET}\nrm")
+    monkeypatch.setenv(SUDO_PASSWORD, f"{SECRET}\nrm")
     with pytest.raises(NixaError, match="control character") as caught:
         Passwords().checked("a", "admin", lambda _password: True, quiet)
     assert "hunter2" not in caught.value.render()
@@ -115,7 +116,7 @@ class Terminal:
         self.child = subprocess.Popen(
             ("setsid", "--ctty", sys.executable, "-c", code),
             stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={name: value for name, value in os.environ.items() if name != process.SUDO_PASSWORD},
+            env={name: value for name, value in os.environ.items() if name != SUDO_PASSWORD},
         )  # fmt: skip
         os.close(theirs)
         self.seen = b""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nixa_tasks.deploy.decide import Action, Asked
-from nixa_tasks.deploy.deploy import Back, Done
+from nixa_tasks.deploy.order import Back, Done
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 from nixa_tasks.tasks.afterwards import is_told, way_back
 from nixa_tasks.tasks.work import Turn
