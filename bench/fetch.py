@@ -24,6 +24,7 @@ from pathlib import Path
 from bench.link import FAR, Link, opened
 from bench.measure import DEADLINE, Row, has, interleaved, medians, one_fetch, seconds, serving, within
 from bench.uplink import uplink
+from nixa_tasks.lab import image
 
 NAME, SMALL = "image.tar.gz", "small.tar.gz"
 MEMORY_GOAL = 60 << 20
@@ -172,13 +173,15 @@ class Bench:
             folder.mkdir()
         (empty / "dodo.py").write_text("")
         (full / "dodo.py").write_text("from nixa_tasks.dodo import *\n")
+        installer = self.work / NAME
+        image.write(installer, system="x86_64-linux", megabytes=16)
+        digest = hashlib.sha256(installer.read_bytes()).hexdigest()
         (full / "hosts.toml").write_text(
-            f'version = 1\n[kexec.x86_64-linux]\nurl = "file://{self.folder / NAME}"\nsha256 = "{self.sha256}"\n'
+            f'version = 1\n[kexec.x86_64-linux]\nurl = "file://{installer}"\nsha256 = "{digest}"\n'
         )
         env = {"NIXA_CACHE": str(self.work / "cache")}
-        one = one_fetch(f"file://{self.folder / NAME}", self.sha256, self.work / "cache", DEADLINE)
-        assert one["is_whole"]
         doit = (sys.executable, "-m", "doit")
+        seconds((*doit, "kexec"), env, full)
         runs: dict[str, Callable[[], float]] = {
             "kexec": lambda: seconds((*doit, "kexec"), env, full),
             "list": lambda: seconds((*doit, "list"), env, empty),

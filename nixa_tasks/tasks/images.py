@@ -137,6 +137,8 @@ def _is_cached(name: str) -> bool:
     image = run.manifest().images[name]
     if not isinstance(image, UrlImage) or cache().find(image) is None:
         return False
+    if cache().entry(image.sha256).summary is None:
+        return False  # as pinned, but nobody has found an installer in it
     cache().record_pin(image, run.manifest().path)  # another project's file may serve this one too
     return True
 

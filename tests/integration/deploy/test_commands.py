@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
@@ -85,6 +86,17 @@ def test_images_are_fetched_verified_and_removed(fleet: Fleet) -> None:
     assert "removed" in fleet.doit("gc", "--dry-run")
     fleet.doit("kexec")
     assert gets(fleet) == 2
+
+
+def test_a_file_that_is_no_installer_fails_again_and_again(fleet: Fleet) -> None:
+    """Its hash is right, so it stays in the cache; that alone makes nothing up to date."""
+    other = fleet.flake.parent / "other.tar.gz"
+    other.write_bytes(b"not a tarball")
+    pin = f'url = "{other.as_uri()}"\nsha256 = "{hashlib.sha256(b"not a tarball").hexdigest()}"'
+    with (fleet.flake / "hosts.toml").open("a") as file:
+        file.write(f"\n[kexec.other]\n{pin}\n")
+    for _ in range(2):
+        assert "is no tarball" in fleet.doit("kexec:other", status=1)
 
 
 def test_what_changes_no_output_contacts_nobody(fleet: Fleet) -> None:
