@@ -23,6 +23,7 @@ _POLL_SECONDS = 0.3
 _LOGIN_POLL_SECONDS = 1.0
 _BANNER_SECONDS = 3.0
 _LOGIN_REFUSED_SECONDS = 60.0
+_STAYS_SECONDS = 60.0
 
 # What nixos-anywhere's own reboot phase does first, so that the disk is clean and a zpool can be
 # imported without force. No nohup, which not every installer has.
@@ -78,6 +79,18 @@ def restart(ssh: Ssh) -> None:
     ssh.run(_RESTART, deadline=120, root=True, what="reboot")
 
 
+def tell(command: Callable[[], None]) -> Unreachable | None:
+    """Give the command that makes the machine go down. One that goes at once takes the answer along:
+    that loss is returned, for `await_boot` to judge. Raises what else the command does."""
+    try:
+        command()
+    except Unreachable as error:
+        if error.kind in ("hostkey", "login"):
+            raise
+        return error
+    return None
+
+
 def await_boot(
     ssh: Ssh,
     *,
@@ -85,15 +98,18 @@ def await_boot(
     deadline: float,
     what: str,
     hint: str,
+    lost: Unreachable | None = None,
     is_right: Callable[[Facts], bool] = lambda _facts: True,
 ) -> Facts:
     """Wait until the machine runs another boot than `before`, and `is_right` of it.
 
-    Raises DeadlinePassed with what was last seen, HostKeyMismatch by way of Unreachable("hostkey").
+    Raises DeadlinePassed with what was last seen, HostKeyMismatch by way of Unreachable("hostkey"),
+    and `lost` (see `tell`) where the machine just stays up.
     """
     ssh.disconnect()
     address = Address.of(ssh)
-    until = time.monotonic() + deadline
+    begun = time.monotonic()
+    until = begun + deadline
     refused_since: float | None = None
     last = "nothing"
     while time.monotonic() < until:
@@ -118,6 +134,8 @@ def await_boot(
         else:
             if facts.boot_id and facts.boot_id != before and is_right(facts):
                 return facts
+            if lost is not None and facts.boot_id == before and time.monotonic() - begun > _STAYS_SECONDS:
+                raise lost
             last = f"{facts.os_name or facts.os}, boot {facts.boot_id[:8]}" + (
                 " (the one before)" if facts.boot_id == before else ""
             )

@@ -143,9 +143,10 @@ def _boot_installer(work: Work, parts: Parts) -> None:
             note=lambda text: journal.note(name, "upload", text),
         )  # fmt: skip
     with journal.step(name, "kexec"):
-        deliver.boot(ssh, delivered, extra_flags=work.host.kexec_extra_flags, log=work.log)
+        flags = work.host.kexec_extra_flags
+        lost = boot.tell(lambda: deliver.boot(ssh, delivered, extra_flags=flags, log=work.log))
         ssh.disconnect()
-        installer = _await(work, _moved(work).as_root(), facts.boot_id, "the installer", _KEXEC_HINT)
+        installer = _await(work, _moved(work).as_root(), facts.boot_id, "the installer", _KEXEC_HINT, lost)
         if installer.os is not Os.INSTALLER:
             raise NixaError(
                 f"it came back as {installer.os_name or installer.os}, not as the installer",
@@ -200,8 +201,8 @@ def finish(work: Work, parts: Parts, started: Started) -> Receipt:
     with journal.step(name, "reboot"):
         ssh.disconnect()
         installer = reach.ask_again(ssh)
-        boot.reboot(ssh)
-        installed, facts = _await_installed(work, ssh, installer)
+        lost = boot.tell(lambda: boot.reboot(ssh))
+        installed, facts = _await_installed(work, ssh, installer, lost)
     with journal.step(name, "verify"):
         if facts.system != work.wanted:
             raise NixaError(
@@ -240,7 +241,9 @@ def _moved(work: Work) -> Ssh:
     )
 
 
-def _await_installed(work: Work, ssh: Ssh, installer: Facts) -> tuple[reach.Reached, Facts]:
+def _await_installed(
+    work: Work, ssh: Ssh, installer: Facts, lost: Unreachable | None
+) -> tuple[reach.Reached, Facts]:
     """Wait for the installed system, with the key that it must show; a new one is taken only where
     the installation itself brought it and nobody pinned another."""
     host = work.host
@@ -254,6 +257,7 @@ def _await_installed(work: Work, ssh: Ssh, installer: Facts) -> tuple[reach.Reac
         installer.boot_id,
         "the installed system",
         _BOOT_HINT,
+        lost,
         is_right=lambda facts: facts.os is Os.NIXOS,
     )
     reached = reach.settle(home, work.reached.trust, facts)
@@ -272,12 +276,15 @@ def _await(
     before: str,
     what: str,
     hint: str,
+    lost: Unreachable | None,
     is_right: Callable[[Facts], bool] = lambda _facts: True,
 ) -> Facts:
     """Wait for another boot than `before`; a wrong host key is told with both fingerprints."""
     deadline = min(boot.BOOT_SECONDS, work.host.install_timeout)
     try:
-        return boot.await_boot(ssh, before=before, deadline=deadline, what=what, hint=hint, is_right=is_right)
+        return boot.await_boot(
+            ssh, before=before, deadline=deadline, what=what, hint=hint, lost=lost, is_right=is_right
+        )
     except Unreachable as error:
         if error.kind == "hostkey":
             expected = hostkey.expectation(work.host, KnownHosts())

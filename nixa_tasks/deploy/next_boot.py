@@ -105,13 +105,14 @@ def _set_up(change: _Change, restart: Restart) -> Receipt:
 def _restart(change: _Change, restart: Restart, failed_before: frozenset[str]) -> Receipt:
     work, host, ssh = change.work, change.work.host, change.work.reached.ssh
     with work.journal.step(host.name, "reboot"):
-        boot.restart(ssh)
+        lost = boot.tell(lambda: boot.restart(ssh))
         after = boot.await_boot(
             ssh,
             before=work.reached.facts.boot_id,
             deadline=_boot_seconds(host),
             what="the first boot of the new system",
             hint=_gone_hint(host.name, restart),
+            lost=lost,
         )
     with lock.held(  # the session that held it ended with the boot
         ssh,

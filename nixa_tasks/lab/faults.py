@@ -25,6 +25,7 @@ FAULTS: Mapping[str, Fault] = MappingProxyType({
     "silent": Fault("it goes down without closing its connections"),
     "drop-after": Fault("connections are cut, once, after VALUE bytes were sent to it", "1000000"),
     "kexec-fails": Fault("`kexec --load` is refused"),
+    "kexec-at-once": Fault("it jumps as the kernel is loaded, before `kexec/run` could say so"),
     "kexec-hangs": Fault("it never comes back after a kexec"),
     "boot-fails": Fault("it never comes back after a reboot"),
     "new-hostkey": Fault("the installer shows another host key than the one it was given"),

@@ -12,8 +12,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from nixa_tasks.deploy import boot
+from nixa_tasks.errors import DeadlinePassed
 from nixa_tasks.lab import Lab, network
 from nixa_tasks.lab.machine import Machine
+from nixa_tasks.manifest.model import Host
+from nixa_tasks.state import private
+from nixa_tasks.target import probe, reach
+from nixa_tasks.target.hostkey import Expectation, Trust
+from nixa_tasks.target.ssh import Ssh, Unreachable
 from tests.integration.deploy.conftest import Fleet
 
 pytestmark = [pytest.mark.lab, pytest.mark.xdist_group("deploy-delivery")]
@@ -159,6 +166,32 @@ def test_a_machine_that_falls_silent_is_noticed_and_one_in_the_installer_needs_n
     assert machine.stage == "installed"
     assert machine.boots == boots + 1
     assert not {"upload", "kexec"} & set(steps(one))
+
+
+def test_a_machine_that_jumps_before_it_could_say_so_is_waited_for(one: Fleet) -> None:
+    """Its answer was lost with the connection."""
+    machine = web1(one)
+    machine.fault("kexec-at-once")
+    one.doit("-a", "deploy:web1")
+    assert machine.stage == "installed"
+    assert machine.wipes() == 1
+
+
+def test_a_machine_that_lost_the_connection_and_stays_up_is_told_of(
+    one: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boot, "_STAYS_SECONDS", 0.5)
+    machine = web1(one)
+    host = Host("web1", machine.address, identity=one.lab.identity)
+    lost = Unreachable("lost", "the connection was lost", host="web1")
+    with private.folder(private.temporary()) as folder:
+        ssh = reach.prepare(Ssh.to(host, folder), Expectation(Trust.ANY))
+        before = probe.ask(ssh).boot_id
+        with pytest.raises(Unreachable) as caught:
+            boot.await_boot(ssh, before=before, deadline=60, what="the installer", hint="", lost=lost)
+        assert caught.value is lost
+        with pytest.raises(DeadlinePassed, match="the one before"):
+            boot.await_boot(ssh, before=before, deadline=3, what="the installer", hint="")
 
 
 class Door(socketserver.ThreadingTCPServer):
