@@ -32,7 +32,9 @@ for folder in $folders; do [ ! -e "$folder" ] || left=yes; done
 connections() { # SIGNAL: to the masters, which have sessions of their own, and the folder in their title
   for folder in $folders; do
     for file in $(grep -lsF "$folder/" /proc/[0-9]*/cmdline); do
-      file=${file%/cmdline}
+      file=${file%/cmdline} name=
+      read -r name 2>/dev/null <"$file/comm"
+      [ "$name" = ssh ] || continue # a person may look into the folder, too
       kill "-$1" "${file#/proc/}" 2>/dev/null && found=yes
     done
   done

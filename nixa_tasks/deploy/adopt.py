@@ -43,7 +43,9 @@ def adopt(work: Work, started: Started) -> Receipt:
         return receipt
     if work.reached.can_be_root:
         _check(work)
-    receipt = receipts.make(work, started, How.ADOPT, out=work.reached.facts.system, outcome=Outcome.DONE)
+    # After a rollback that found nothing to do, that is not what the flake says, nor is it on its way.
+    drv = work.drv if live == work.wanted else None
+    receipt = receipts.make(work, started, How.ADOPT, out=live, outcome=Outcome.DONE, wanted=live, drv=drv)
     if work.reached.can_be_root:
         receipts.write_remote(work.reached.ssh, receipt)
     receipts.write_local(work, receipt)

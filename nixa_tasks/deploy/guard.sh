@@ -107,7 +107,7 @@ set_up() { # the system `new` for the next boot
   elif [ "$reboot" = no ]; then
     write_receipt done.json done
   else
-    mkdir -p "$receipts"
+    (umask 022; mkdir -p "$receipts")
     echo "$before_profile" >"$receipts/.before.new" && mv -f "$receipts/.before.new" "$receipts/before"
     write_receipt armed.json armed
   fi

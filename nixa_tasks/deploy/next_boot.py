@@ -87,12 +87,15 @@ def _set_up(change: _Change, restart: Restart) -> Receipt:
     with work.journal.step(host.name, "set up boot"):
         guard = launch(work, work.reached.ssh, change.new, templates, task="boot", reboot=restart)
         outcome, reason = await_outcome(guard, seconds=_limit(host) * 2)
+        if outcome not in (*ENDS, "armed", "failed"):
+            raise _unknown(work, outcome)
         receipt = _ended(work, guard)
-        if receipt is not None and outcome in ("done", "armed"):
+        if receipt is not None and outcome != "failed":
             receipts.write_local(work, receipt)
+        if outcome in ("done", "armed"):
+            if receipt is None:
+                raise _unknown(work, outcome)
             return receipt
-        if receipt is not None and outcome in ENDS:
-            receipts.write_local(work, receipt)
         raise RolledBack(
             f"it could not be set up for the next boot: {reason or 'the host does not say why'}",
             host=host.name,
@@ -100,6 +103,21 @@ def _set_up(change: _Change, restart: Restart) -> Receipt:
             hint="it runs and boots what it did before"
             + ("; with reboot = false the boot loader is not asked to boot once" if restart != "no" else ""),
         )
+
+
+def _unknown(work: Work, outcome: str) -> NixaError:
+    """Nobody can say what the host boots next: the next deploy looks, and sets it up again."""
+    what = (
+        "the host was restarted while the next boot was set up"
+        if outcome == "gone"
+        else "the next boot was being set up, but the host can't be asked how that ended"
+    )
+    return NixaError(
+        what,
+        host=work.host.name,
+        log=work.log.path,
+        hint=f"it may boot the one system or the other; to go on from there: doit -a deploy:{work.host.name}",
+    )
 
 
 def _restart(change: _Change, restart: Restart, failed_before: frozenset[str]) -> Receipt:

@@ -65,8 +65,7 @@ def _state(wanted: str | None, live: str | None, receipt: Receipt | None) -> str
     if wanted is None:
         return "unevaluated"
     if live == wanted:
-        is_unconfirmed = receipt is not None and receipt.is_unconfirmed and receipt.wanted == wanted
-        return "unconfirmed" if is_unconfirmed else "current"
+        return _state_of_wanted(wanted, receipt)
     if receipt is None:
         return "new" if live is None else "outdated"
     if receipt.wanted == wanted and receipt.is_pending:
@@ -74,6 +73,14 @@ def _state(wanted: str | None, live: str | None, receipt: Receipt | None) -> str
     if receipt.wanted == wanted and receipt.outcome is not Outcome.DONE:
         return receipt.outcome
     return "outdated"
+
+
+def _state_of_wanted(wanted: str, receipt: Receipt | None) -> str:
+    """Of a host that is said to run what is wanted. What failed where it ran already, such as a
+    reinstallation, may have left anything there."""
+    if receipt is None or receipt.wanted != wanted or receipt.outcome is not Outcome.FAILED:
+        return "current"
+    return "unconfirmed" if receipt.is_unconfirmed else "failed"
 
 
 def render(rows: Sequence[Standing], width: int) -> str:

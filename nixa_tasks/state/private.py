@@ -38,7 +38,7 @@ def folder(parent: Path) -> Iterator[Path]:
         process.remove_at_death(place)
         yield place
     finally:
-        if not any(path.is_socket() for path in place.iterdir()):  # else shared connections still live:
+        if not any(path.is_socket() for path in place.glob("*")):  # else shared connections still live:
             shutil.rmtree(place, ignore_errors=True)  # will.py ends them, and needs it for that
         os.close(handle)
 

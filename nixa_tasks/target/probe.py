@@ -154,14 +154,16 @@ def parse(answer: str) -> Facts:
         elif key == "receipt" or (_WORD.fullmatch(value) and key not in said):
             said[key] = value
     is_installer = said.get("variant_id") == "installer"
-    is_nixos = said.get("os_id") == "nixos" or "etc_nixos" in said
+    system = _match(_STORE_PATH, said.get("system"))
+    # A NixOS may call itself by another name (system.nixos.distroId), and must not be wiped for that.
+    is_nixos = said.get("os_id") == "nixos" or "etc_nixos" in said or system is not None
     return Facts(
         os=Os.INSTALLER if is_installer else Os.NIXOS if is_nixos else Os.OTHER,
         os_name=said.get("os_name", said.get("os_id", "")),
         kernel=said.get("kernel", ""),
         arch=said.get("arch", ""),
         hostname=said.get("hostname", ""),
-        system=_match(_STORE_PATH, said.get("system")),
+        system=system,
         booted=_match(_STORE_PATH, said.get("booted")),
         profile=_match(_STORE_PATH, said.get("profile")),
         loader=_match(_LOADER, said.get("loader")) or "",

@@ -45,7 +45,7 @@ def run_folder() -> Iterator[Path]:
             yield folder
         finally:
             if not process.is_stopping():  # else nothing can be started any more: will.py ends them
-                for path in filter(Path.is_socket, folder.iterdir()):
+                for path in filter(Path.is_socket, folder.glob("*")):
                     end_shared(path)
 
 

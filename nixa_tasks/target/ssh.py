@@ -205,9 +205,13 @@ class Ssh:
 
 
 def _feeding(preamble: Path, call: str) -> str:
+    """The shell lets go of the output at once: a pipeline ends with its last part, and while ours
+    waits for more input, the tool would never see that ssh is gone."""
     return (
-        f'case " $* " in *" nix-daemon "*)\n'
-        f'  {{ cat {shlex.quote(str(preamble))} && exec cat; }} | {call} "$@"; exit $?;;\nesac\n'
+        'case " $* " in *" nix-daemon "*)\n'
+        "  exec 3<&0\n"
+        f'  {{ cat {shlex.quote(str(preamble))} && exec cat; }} <&3 3<&- | {call} "$@" 3<&- &\n'
+        "  exec 3<&- </dev/null >&-; wait $!; exit $?;;\nesac\n"
     )
 
 

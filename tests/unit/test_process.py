@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,3 +180,25 @@ def test_a_killed_nixa_leaves_no_tool_at_work_and_no_secret(tmp_path: Path) -> N
     while folder.exists() or is_alive(session):
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+@pytest.mark.skipif(not Path("/proc/self/comm").exists(), reason="processes are found by /proc")
+def test_a_killed_nixa_ends_its_shared_connections_and_nobody_elses_process(tmp_path: Path) -> None:
+    folder, program = tmp_path / "run", tmp_path / "ssh"
+    folder.mkdir()
+    shutil.copy(shutil.which("sleep") or "", program)
+    code = "import os, sys; from pathlib import Path; from nixa_tasks import process\n"
+    code += "process.remove_at_death(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    with (
+        subprocess.Popen((f"ssh: {folder}/socket [mux]", "100"), executable=program) as master,
+        subprocess.Popen((f"tail -f {folder}/log", "100"), executable=shutil.which("sleep")) as person,
+    ):
+        try:
+            subprocess.run((sys.executable, "-c", code, str(folder)), timeout=60, check=False)
+            assert master.wait(20) == -signal.SIGTERM
+            time.sleep(2)  # past what ends by force
+            assert person.poll() is None
+            assert not folder.exists()
+        finally:
+            person.kill()
+            master.kill()

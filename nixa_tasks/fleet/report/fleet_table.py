@@ -17,7 +17,7 @@ from nixa_tasks.state.receipt import Receipt
 _GOOD, _TODO, _BAD, _QUIET = ("good", "✓"), ("todo", "●"), ("bad", "✗"), ("quiet", "○")
 _TONES = {
     "current": _GOOD, "done": _GOOD,
-    "outdated": _TODO, "stopped": _TODO, "open": _TODO, "rolled-back": _TODO,
+    "outdated": _TODO, "pending": _TODO, "unconfirmed": _TODO, "stopped": _TODO, "open": _TODO, "rolled-back": _TODO,
     "drift": _BAD, "failed": _BAD, "unreachable": _BAD,
 }  # fmt: skip
 _SAID = {"open": "no end noted", "rolled-back": "rolled back", "not-nixos": "not NixOS"}

@@ -52,7 +52,9 @@ class Machine:
             (path / where).chmod(0o755)
         return path
 
-    def begin(self, shell: tuple[str, ...], *, body: str = "", timeout: int = 3, limit: int = 6) -> None:
+    def begin(
+        self, shell: tuple[str, ...], *, body: str = "", timeout: int = 3, limit: int = 6, **more: str
+    ) -> None:
         old, new = self.system("old", ""), self.system("new", body)
         self.folder.mkdir()
         receipt = {"out": str(new), "wanted": str(new), "seconds": "@SECONDS@"}
@@ -61,7 +63,9 @@ class Machine:
             "new": f"{new}\n",
             "timeout": f"{timeout}\n",
             "limit": f"{limit}\n",
+            **{name: f"{word}\n" for name, word in more.items()},
             "done.json": json.dumps(receipt | {"outcome": "done"}) + "\n",
+            "armed.json": json.dumps(receipt | {"out": "@OUT@", "outcome": "failed"}) + "\n",
             "back.json": json.dumps(receipt | {"out": "@OUT@", "outcome": "rolled-back"}) + "\n",
         }.items():
             (self.folder / name).write_text(text)
@@ -71,7 +75,7 @@ class Machine:
         ln -s {old} /run/current-system; ln -s {old} /nix/var/nix/profiles/system
         {" ".join(shell)} {self.folder}/guard.sh {self.folder}
         readlink -f /run/current-system >{self.root}/live; readlink -f /nix/var/nix/profiles/system >{self.root}/profile
-        cp -r /var/lib/nixa {self.root}/receipts
+        cp -pr /var/lib/nixa {self.root}/receipts
         """
         self.process = subprocess.Popen(
             ["unshare", "-m", "sh", "-c", script], env=os.environ | {"TRACE": str(self.root / "trace")}
@@ -167,3 +171,11 @@ def test_a_confirmation_can_not_overtake_the_activation(machine: Machine) -> Non
     machine.begin(("dash",), body="sleep 1; exit 1", timeout=60)
     machine.say("confirm")
     assert machine.end(20)[:2] == ("old", "rolled-back")
+
+
+def test_a_login_that_is_not_root_reads_the_receipt_of_a_first_boot(machine: Machine) -> None:
+    """Also where it is the first thing that nixa leaves on that host."""
+    machine.begin(("dash",), task="boot", reboot="unwatched")
+    assert machine.end(20)[1] == "armed"
+    for path in (machine.root / "receipts", machine.root / "receipts/receipt.json"):
+        assert path.stat().st_mode & 0o004, path

@@ -63,3 +63,11 @@ def test_what_nixos_and_its_installer_say_of_themselves() -> None:
     assert parse("os_id=nixos").os is Os.NIXOS
     assert parse("os_id=nixos\nvariant_id=installer").os is Os.INSTALLER
     assert parse("os_id=debian").os is Os.OTHER
+
+
+def test_a_nixos_by_another_name_is_a_nixos() -> None:
+    """What would be taken for another Linux is wiped."""
+    live = "/nix/store/" + "a" * 32 + "-nixos-system-x-25.11"
+    assert parse(f"os_id=acme\nsystem={live}").os is Os.NIXOS
+    assert parse(f"os_id=acme\nvariant_id=installer\nsystem={live}").os is Os.INSTALLER
+    assert parse("os_id=guix\nsystem=/gnu/store/" + "a" * 32 + "-system").os is Os.OTHER

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,12 @@ def test_a_folder_is_its_owners_and_gone_at_the_end(parent: Path) -> None:
         assert place.parent == parent
         assert place.stat().st_mode & 0o777 == 0o700
         (place / "secret").write_text("x")
+    assert not list(parent.iterdir())
+
+
+def test_one_that_somebody_removed_meanwhile_is_no_fault_of_nixas(parent: Path) -> None:
+    with private.folder(parent) as place:
+        shutil.rmtree(place)
     assert not list(parent.iterdir())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,3 +58,30 @@ def test_ssh_failures_are_told_apart(said: str, kind: str) -> None:
     assert error.kind == kind
     assert error.hint
     assert error.host == "web1"
+
+
+def test_a_tool_sees_at_once_that_an_ssh_behind_a_password_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it waits for an answer and has nothing to send, as in a long build on the host."""
+    real = tmp_path / "bin/ssh"
+    real.parent.mkdir()
+    real.write_text("#!/bin/sh\nhead -n 2; exit 255\n")
+    real.chmod(0o755)
+    monkeypatch.setenv("PATH", str(real.parent), prepend=":")
+    preamble = tmp_path / "preamble"
+    preamble.write_text("password\n\n")
+    env = Ssh.to(HOST, tmp_path).tool_environment(preamble=preamble)
+    with subprocess.Popen(
+        ("sh", "-c", 'exec ssh "$@"', "sh", "h", "sudo nix-daemon --stdio"),
+        env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as tool:  # fmt: skip
+        assert tool.stdout is not None
+        timer = threading.Timer(20, tool.kill)
+        timer.start()
+        assert tool.stdout.read() == b"password\n\n"
+        assert timer.is_alive(), "the output stayed open although ssh is gone"
+        timer.cancel()
+        assert tool.stdin is not None
+        tool.stdin.close()
+        assert tool.wait(20) == 255
