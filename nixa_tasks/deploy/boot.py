@@ -37,7 +37,7 @@ sync
 _RESTART = """
 PATH=$PATH:/run/current-system/sw/bin:/usr/sbin:/sbin
 sync
-nohup sh -c 'sleep 1; systemctl reboot || reboot || busybox reboot -f' </dev/null >/dev/null 2>&1 &
+(trap '' HUP; sleep 1; systemctl reboot || reboot || busybox reboot -f) </dev/null >/dev/null 2>&1 &
 """
 
 

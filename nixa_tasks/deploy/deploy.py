@@ -92,7 +92,7 @@ def _act(order: Order, work: Work, started: Started) -> Done:
     wanted, decision = _decide(order, work)
     work = _with_password(work, is_needed=decision.action.is_change)
     is_sure = decision.action is not Action.REFUSE or work.reached.facts.os is not Os.NIXOS
-    if is_sure:
+    if is_sure or not work.reached.can_be_root:
         _prepare(order, work, decision)
     if not work.reached.can_be_root and decision.action in (Action.CURRENT, Action.PENDING):
         return Done(decision.action, decision.reason, adopt(work, started), work.reached.facts.system)

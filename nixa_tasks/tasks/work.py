@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nixa_tasks.deploy import remote_build
+from nixa_tasks.deploy import install, remote_build
 from nixa_tasks.deploy.decide import Action, Asked
 from nixa_tasks.deploy.deploy import carry_out as carry_out_order
 from nixa_tasks.deploy.order import Back, Done, Order, Suppliers
@@ -127,20 +127,20 @@ def build_alone(host: str, *, on_host: bool) -> None:
             if remote_build.is_remote(declared, reached.facts.os):
                 flake = now.fingerprint.revision
                 reached = sudo.as_root(reached, lambda text: now.journal.note(host, "sudo", text))
-                build_there(
-                    Work(
-                        now.manifest,
-                        declared,
-                        output,
-                        flake,
-                        reached,
-                        now.layout,
-                        now.journal,
-                        log,
-                        now.folder,
-                        now.uplink,
-                    )
+                work = Work(
+                    now.manifest,
+                    declared,
+                    output,
+                    flake,
+                    reached,
+                    now.layout,
+                    now.journal,
+                    log,
+                    now.folder,
+                    now.uplink,
                 )
+                install.check_root(work)
+                build_there(work)
                 return
         finally:
             reached.ssh.disconnect()

@@ -212,6 +212,13 @@ def test_no_process_and_no_file_shows_a_secret(fleet: Fleet, vault: Vault) -> No
     here = json.loads((fleet.flake / ".nixa/hosts/web1/deployed.json").read_text())
     assert here["mode"] == "switch", "the host's receipt can be read by a login that is not root"
 
+    machine_receipt = web1.exec(("cat", "/var/lib/nixa/receipt.json")).stdout
+    other = machine_receipt.replace(here["out"], "/nix/store/" + "a" * 32 + "-nixos-system-web1")
+    web1.exec(("sh", "-c", 'printf "%s" "$1" >/var/lib/nixa/receipt.json', "sh", other))
+    fleet.change("web1", '{ message = "a third"; }\n')
+    refused = doit(fleet, "-a", "deploy:web1", password=None, status=1)
+    assert "refused: it was changed by other means" in refused, "a refusal needs no password either"
+
 
 def test_a_killed_installation_kept_its_secrets_private_and_leaves_none_here(
     fleet: Fleet, vault: Vault
