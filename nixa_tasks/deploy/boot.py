@@ -106,7 +106,21 @@ def await_boot(
     Raises DeadlinePassed with what was last seen, HostKeyMismatch by way of Unreachable("hostkey"),
     and `lost` (see `tell`) where the machine just stays up.
     """
-    ssh.disconnect()
+    try:
+        return _await_boot(ssh, before, deadline, what, hint, lost, is_right)
+    finally:
+        ssh.disconnect()  # not sooner: the host's lock is held over it until the machine goes down
+
+
+def _await_boot(
+    ssh: Ssh,
+    before: str,
+    deadline: float,
+    what: str,
+    hint: str,
+    lost: Unreachable | None,
+    is_right: Callable[[Facts], bool],
+) -> Facts:
     address = Address.of(ssh)
     begun = time.monotonic()
     until = begun + deadline

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import assert_never
 
-from nixa_tasks.deploy import copy, install, next_boot, receipts, remote_build, switch
+from nixa_tasks.deploy import boot, copy, install, next_boot, preflight, receipts, remote_build, switch
 from nixa_tasks.deploy.adopt import adopt
 from nixa_tasks.deploy.decide import Action, Asked, Decision, decide
 from nixa_tasks.deploy.order import Done, Order
@@ -21,7 +21,6 @@ from nixa_tasks.state.stamps import write_json
 from nixa_tasks.target import lock, reach, sudo
 from nixa_tasks.target.hostkey import KnownHosts
 from nixa_tasks.target.probe import Os
-from nixa_tasks.target.ssh import Ssh
 
 
 class Refused(NixaError):
@@ -33,7 +32,6 @@ def carry_out(order: Order) -> Done:
     name = order.host.name
     log = RunLog(order.layout.host(name).logs, order.asked, order.journal.run)
     started = Started()
-    ssh: Ssh | None = None
     try:
         with (
             order.journal.step(name, order.asked),
@@ -44,9 +42,7 @@ def carry_out(order: Order) -> Done:
                 what="this host's turn",
             ),
         ):
-            work = _reach(order, log)
-            ssh = work.reached.ssh
-            return _act(order, work, started)
+            return _turn(order, log, started)
     except NixaError as error:
         error.host = error.host or name
         error.hint = (
@@ -56,9 +52,35 @@ def carry_out(order: Order) -> Done:
             error.log = log.path
         raise
     finally:
-        if ssh is not None:
-            ssh.disconnect()
         log.close()
+
+
+def _turn(order: Order, log: RunLog, started: Started) -> Done:
+    """Reach the host and do what is to be done. Where the deploy that was waited for has restarted
+    the host, it is begun anew: an installation restarts it twice. Not a reinstallation, which would
+    wipe what the user did not know of."""
+    for is_last in (False, False, False, True):
+        work = _reach(order, log)
+        ssh = work.reached.ssh
+        try:
+            return _act(order, work, started)
+        except lock.HolderRestarted as error:
+            if is_last or order.asked is Asked.REINSTALL:
+                raise
+            order.journal.note(
+                order.host.name, "lock", "whoever held it has restarted the host: looking again"
+            )
+            boot.await_boot(
+                ssh,
+                before=work.reached.facts.boot_id,
+                deadline=min(boot.BOOT_SECONDS, order.host.install_timeout),
+                what="the host, which another deploy has restarted",
+                hint=f"look at that deploy, then: doit deploy:{order.host.name}",
+                lost=error,
+            )
+        finally:
+            ssh.disconnect()
+    raise AssertionError  # the last one has returned or raised
 
 
 def _reach(order: Order, log: RunLog) -> Work:
@@ -96,7 +118,7 @@ def _act(order: Order, work: Work, started: Started) -> Done:
         _prepare(order, work, decision)
     if not work.reached.can_be_root and decision.action in (Action.CURRENT, Action.PENDING):
         return Done(decision.action, decision.reason, adopt(work, started), work.reached.facts.system)
-    install.check_root(work)
+    preflight.check_root(work)
     with lock.held(
         work.reached.ssh,
         timeout=order.host.lock_timeout,
@@ -153,12 +175,12 @@ def _prepare(order: Order, work: Work, decision: Decision) -> None:
     if order.asked is Asked.ROLLBACK or not decision.action.is_change:
         return
     if _builds_there(work, decision):
-        install.check_root(work)
+        preflight.check_root(work)
         order.suppliers.there(work)
         return
     order.suppliers.system(work)
     if decision.action is Action.INSTALL:
-        install.check_host(work)
+        preflight.check_host(work)
         order.suppliers.disko(work)
 
 
@@ -196,7 +218,7 @@ def _expect_the_worst(work: Work, how: How, wanted: str | None, started: Started
 
 
 def _install(order: Order, work: Work, started: Started) -> Receipt:
-    image = order.suppliers.image(work) if install.needs_image(work) else None
+    image = order.suppliers.image(work) if preflight.needs_image(work) else None
     parts = install.Parts(order.suppliers.system(work), order.suppliers.disko(work), image, order.neighbours)
     return install.install(work, parts, started)
 

@@ -6,12 +6,14 @@ is picked up there by the next deploy.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from nixa_tasks.deploy import boot, checks, copy, nixos_anywhere, receipts, secrets
+from nixa_tasks.deploy import boot, checks, copy, nixos_anywhere, preflight, receipts, secrets
 from nixa_tasks.deploy.nixos_anywhere import Installation
 from nixa_tasks.deploy.receipts import Started
 from nixa_tasks.deploy.secrets import Provided
@@ -20,9 +22,8 @@ from nixa_tasks.errors import NixaError
 from nixa_tasks.kexec import deliver
 from nixa_tasks.kexec.image import Obtained, damage_here
 from nixa_tasks.kexec.neighbours import Neighbours
-from nixa_tasks.manifest.model import KexecPhase
 from nixa_tasks.state.receipt import How, Outcome, Receipt
-from nixa_tasks.target import hostkey, reach
+from nixa_tasks.target import hostkey, lock, reach
 from nixa_tasks.target.hostkey import Expectation, KnownHosts, Trust
 from nixa_tasks.target.probe import Facts, Os
 from nixa_tasks.target.ssh import Ssh, Unreachable
@@ -35,8 +36,6 @@ _BOOT_HINT = (
     "look at its console: does it boot from the right disk, and does the configuration\n"
     "bring up the network and sshd with your key?"
 )
-_NEEDED = ("tar", "gzip", "cpio", "setsid")
-_LEAST_MEMORY = 900 << 20  # nixos-anywhere asks for 1 GB; firmware and kernel keep some of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,63 +48,28 @@ class Parts:
     neighbours: Neighbours
 
 
-def check_host(work: Work) -> None:
-    """Whether this machine can be installed at all, before anything is sent. Raises NixaError."""
-    facts, name = work.reached.facts, work.host.name
-    arch = work.output.system.removesuffix("-linux")
-    if facts.arch and facts.arch != arch:
-        raise NixaError(
-            f"the machine is {facts.arch}, the configuration is for {work.output.system}",
-            host=name,
-            hint="set nixpkgs.hostPlatform to the machine's, or correct `target`",
-        )
-    check_root(work)
-    if facts.os is Os.INSTALLER:
-        return
-    if work.reached.ssh.password is not None and not is_own_phase(work):
-        raise NixaError(
-            "nixos-anywhere's own kexec phase can't give sudo a password",
-            host=name,
-            hint='leave kexec_phase = "nixa", or allow the user NOPASSWD in sudoers',
-        )
-    missing = [tool for tool in _NEEDED if tool not in facts.tools]
-    if missing:
-        raise NixaError(
-            f"the machine lacks {', '.join(missing)}, which booting the installer needs",
-            host=name,
-            hint=f"install {' '.join(missing)} there",
-        )
-    if 0 < facts.memory < _LEAST_MEMORY:
-        raise NixaError(
-            f"the machine has {facts.memory >> 20} MiB of memory; the installer needs 1 GiB",
-            host=name,
-            hint="give it more memory, or install it from an image",
-        )
-
-
-def check_root(work: Work) -> None:
-    """Whether the login can become root. Raises NixaError."""
-    facts, name = work.reached.facts, work.host.name
-    if not work.reached.can_be_root:
-        why = "sudo asks for a password" if facts.root == "password" else "there is no sudo or doas"
-        raise NixaError(
-            f"{facts.user or work.host.user} can't become root there: {why}",
-            host=name,
-            hint="log in as root, or allow the user NOPASSWD in sudoers",
-        )
-
-
 def install(work: Work, parts: Parts, started: Started) -> Receipt:
-    """Install the host; its lock is held. Ends with the installed system running and its receipt
-    on both sides. Raises NixaError; the host is then in the installer, or as it was."""
-    with secrets.provided(work.host, work.manifest.root, work.folder) as provided:
-        if work.reached.facts.os is not Os.INSTALLER and not is_own_phase(work):
-            _all_by_nixos_anywhere(work, parts, provided)
-        else:
-            if work.reached.facts.os is not Os.INSTALLER:
-                _boot_installer(work, parts)
-            _partition_and_install(work, parts, provided)
-    return finish(work, parts, started)
+    """Install the host; its lock is held. A boot ends that, so it is taken anew in the installer and
+    in the installed system. Ends with the installed system running and its receipt on both sides.
+    Raises NixaError; the host is then in the installer, or as it was."""
+    with contextlib.ExitStack() as held:
+        with secrets.provided(work.host, work.manifest.root, work.folder) as provided:
+            if work.reached.facts.os is not Os.INSTALLER and not preflight.is_own_phase(work):
+                _all_by_nixos_anywhere(work, parts, provided)
+            else:
+                if work.reached.facts.os is not Os.INSTALLER:
+                    _boot_installer(work, parts)
+                    held.enter_context(_locked(work, _moved(work).as_root()))
+                _partition_and_install(work, parts, provided)
+        return finish(work, parts, started)
+
+
+def _locked(work: Work, ssh: Ssh) -> AbstractContextManager[bool]:
+    return lock.held(
+        ssh,
+        timeout=work.host.lock_timeout,
+        announce=lambda text: work.journal.note(work.host.name, "lock", text),
+    )
 
 
 def _all_by_nixos_anywhere(work: Work, parts: Parts, provided: Provided) -> None:
@@ -145,8 +109,8 @@ def _boot_installer(work: Work, parts: Parts) -> None:
     with journal.step(name, "kexec"):
         flags = work.host.kexec_extra_flags
         lost = boot.tell(lambda: deliver.boot(ssh, delivered, extra_flags=flags, log=work.log))
-        ssh.disconnect()
         installer = _await(work, _moved(work).as_root(), facts.boot_id, "the installer", _KEXEC_HINT, lost)
+        ssh.disconnect()  # not sooner: the host's lock is held over it until the machine jumps
         if installer.os is not Os.INSTALLER:
             raise NixaError(
                 f"it came back as {installer.os_name or installer.os}, not as the installer",
@@ -199,17 +163,18 @@ def finish(work: Work, parts: Parts, started: Started) -> Receipt:
     name, journal = work.host.name, work.journal
     ssh = _moved(work).as_root()
     with journal.step(name, "reboot"):
-        ssh.disconnect()
         installer = reach.ask_again(ssh)
         lost = boot.tell(lambda: boot.reboot(ssh))
         installed, facts = _await_installed(work, ssh, installer, lost)
-    with journal.step(name, "verify"):
+    with journal.step(name, "verify"), _locked(work, installed.ssh) as waited:
+        if waited:
+            facts = reach.ask_again(installed.ssh)
         if facts.system != work.wanted:
             raise NixaError(
                 f"it runs {facts.system or facts.os_name}, not {work.wanted}",
                 host=name,
                 log=work.log.path,
-                hint=f"did it boot from another disk? then: doit -a deploy:{name}",
+                hint=f"did it boot from another disk, or did somebody deploy? then: doit -a deploy:{name}",
             )
         work = dataclasses.replace(work, reached=installed)
         checks.run_all(
@@ -290,11 +255,3 @@ def _await(
             expected = hostkey.expectation(work.host, KnownHosts())
             raise hostkey.mismatch(work.host, expected, reach.shown_key(ssh)) from error
         raise
-
-
-def needs_image(work: Work) -> bool:
-    return work.reached.facts.os is not Os.INSTALLER
-
-
-def is_own_phase(work: Work) -> bool:
-    return work.manifest.fleet.kexec_phase is KexecPhase.NIXA

@@ -7,16 +7,16 @@ second lock of its own, since it goes on without a controller.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from nixa_tasks import process
-from nixa_tasks.errors import CommandFailed, DeadlinePassed
+from nixa_tasks.errors import CommandFailed, DeadlinePassed, NixaError
 from nixa_tasks.state.stamps import now
-from nixa_tasks.target.ssh import Ssh, environment
+from nixa_tasks.target.ssh import STATUS_SSH, Ssh, Unreachable, environment
 
 FOLDER = "/run/nixa"
 _BEAT_SECONDS = 5.0
@@ -42,6 +42,10 @@ while line=$(timeout {_SILENCE_SECONDS} head -n 1 9>&-) && [ -n "$line" ]; do :;
 """
 
 
+class HolderRestarted(Unreachable):
+    """The connection was lost while another deploy was waited for: as it seems, for that one's sake."""
+
+
 def operator() -> str:
     """Who runs this, from where: `user@computer`."""
     try:
@@ -51,7 +55,7 @@ def operator() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def held(ssh: Ssh, *, timeout: float, announce: Callable[[str], None]) -> Iterator[bool]:
     """Hold the host's lock; a wait is announced with who holds it. Gives whether it had to wait.
 
@@ -69,24 +73,38 @@ def held(ssh: Ssh, *, timeout: float, announce: Callable[[str], None]) -> Iterat
 
     holder = f"{operator()} process {os.getpid()} since {now()}"
     argv = ssh.command("sh", "-c", _SCRIPT, "nixa", str(max(1, int(timeout))), holder, root=True)
-    try:
-        with process.hold(
-            argv,
-            is_ready=is_ready,
-            deadline=timeout + 60,
-            beat=b"beat\n",
-            every=_BEAT_SECONDS,
-            first=ssh.password.preamble if ssh.password else b"",
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(
+                process.hold(
+                    argv,
+                    is_ready=is_ready,
+                    deadline=timeout + 60,
+                    beat=b"beat\n",
+                    every=_BEAT_SECONDS,
+                    first=ssh.password.preamble if ssh.password else b"",
+                    host=ssh.host.name,
+                    what="the host's lock",
+                    env=environment(),
+                )
+            )
+        except CommandFailed as error:
+            raise _not_had(ssh, error, waited[-1] if waited else None, timeout) from error
+        yield bool(waited)
+
+
+def _not_had(ssh: Ssh, error: CommandFailed, holder: str | None, timeout: float) -> NixaError:
+    if holder is not None and error.status == _HELD:
+        return DeadlinePassed(
+            f"the host's lock is still {holder} after {timeout:g} s",
             host=ssh.host.name,
-            what="the host's lock",
-            env=environment(),
-        ):
-            yield bool(waited)
-    except CommandFailed as error:
-        if error.status == _HELD:
-            raise DeadlinePassed(
-                f"the host's lock is still {waited[-1]} after {timeout:g} s",
-                host=ssh.host.name,
-                hint="wait for that deploy, or raise `lock_timeout`",
-            ) from error
-        raise
+            hint="wait for that deploy, or raise `lock_timeout`",
+        )
+    if holder is not None and error.status == STATUS_SSH:
+        return HolderRestarted(
+            "lost",
+            f"the connection was lost while waiting for the host's lock, {holder}",
+            host=ssh.host.name,
+            hint=f"that deploy may have restarted it; to go on from there: doit deploy:{ssh.host.name}",
+        )
+    return error

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nixa_tasks.deploy import install, remote_build
+from nixa_tasks.deploy import preflight, remote_build
 from nixa_tasks.deploy.decide import Action, Asked
 from nixa_tasks.deploy.deploy import carry_out as carry_out_order
 from nixa_tasks.deploy.order import Back, Done, Order, Suppliers
@@ -139,7 +139,7 @@ def build_alone(host: str, *, on_host: bool) -> None:
                     now.folder,
                     now.uplink,
                 )
-                install.check_root(work)
+                preflight.check_root(work)
                 build_there(work)
                 return
         finally:

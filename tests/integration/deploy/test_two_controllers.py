@@ -108,3 +108,22 @@ def test_who_waits_too_long_is_told_whom_for(installed: Fleet, pair: tuple[Contr
     assert "lock_timeout" in second.said
     assert first.end() == 0, first.said
     assert installed.lab.machines["web1"].current_system() == one.wanted()
+
+
+@pytest.mark.parametrize("step", ["kexec", "disko"])
+def test_a_new_machine_is_installed_by_one_and_switched_by_the_other(
+    installed: Fleet, pair: tuple[Controller, Controller], step: str
+) -> None:
+    """A boot ends a lock, so each system that runs in between has its own, and who waits goes on
+    behind the boot. Which of them gets the installer's is anybody's guess."""
+    machine = installed.lab.machines["web1"]
+    machine.reset()
+    first = pair[0].deploy(f"new-{step}")
+    first.await_step(step)
+    second = pair[1].deploy(f"newer-{step}")
+    assert (first.end(), second.end()) == (0, 0), first.said + second.said
+    assert "waiting for the host's lock, held by" in first.said + second.said
+    assert machine.wipes() == 1, "who waited wipes nothing"
+    done = [out for out, outcome in history(machine) if outcome == "done"]
+    assert sorted(done) == sorted(controller.wanted() for controller in pair)
+    assert machine.current_system() == done[-1]
