@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from nixa_tasks.deploy.receipts import parse_history, read_history
@@ -30,8 +31,8 @@ def read(layout: Layout, host: Host, folder: Path) -> tuple[list[Receipt], str]:
         reached.ssh.disconnect()
 
 
-def render(host: str, receipts: list[Receipt], source: str, *, as_json: bool) -> str:
-    """A table, newest last, or one JSON document."""
+def render(host: str, receipts: list[Receipt], source: str, width: int, *, as_json: bool) -> str:
+    """A table, newest last, of at most `width` columns, or one JSON document with all that is on record."""
     if as_json:
         document = {"host": host, "source": source, "deploys": [receipt.to_json() for receipt in receipts]}
         return json.dumps(document, indent=2, ensure_ascii=False)
@@ -43,11 +44,25 @@ def render(host: str, receipts: list[Receipt], source: str, *, as_json: bool) ->
             one.mode,
             one.outcome,
             text.duration(one.seconds),
+            text.store_path(one.out),
+            _revision(one.flake),
             one.operator,
-            (one.flake or "-")[:18],
-            (one.out or "-").removeprefix("/nix/store/"),
         )
-        for one in receipts
+        for one in _ends(receipts)
     ]
-    head = ("started", "mode", "outcome", "time", "operator", "flake", "runs")
-    return "\n".join([*text.table(head, rows, 200), f"({source})"])
+    head = ("started", "mode", "outcome", "time", "runs", "flake", "operator")
+    return "\n".join([*text.table(head, rows, width), f"({source})"])
+
+
+def _revision(flake: str | None) -> str:
+    if flake is None:
+        return "-"
+    commit, dash, rest = flake.partition("-")
+    return f"{commit[:7]}{dash}{rest}" if re.fullmatch("[0-9a-f]{18,}", commit) else flake[:18]
+
+
+def _ends(receipts: list[Receipt]) -> list[Receipt]:
+    """How each deploy ended. Before a watched restart the host puts the worst on record, which stands
+    only where nothing comes after it."""
+    last = {(one.started_at, one.operator): one for one in receipts}
+    return list(last.values())

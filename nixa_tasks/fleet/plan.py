@@ -34,7 +34,9 @@ class Planned:
 
 
 def unchanged(host: str, output: Output, receipt: Receipt) -> Planned:
-    return Planned(host, "unchanged", f"deployed {receipt.started_at}", output.toplevel_out, receipt.out)
+    waits = "; it takes effect at the next restart" if receipt.is_pending else ""
+    reason = f"deployed {receipt.started_at}{waits}"
+    return Planned(host, "unchanged", reason, output.toplevel_out, receipt.out)
 
 
 def unknown(host: str, why: str, output: Output | None = None) -> Planned:

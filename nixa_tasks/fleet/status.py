@@ -87,7 +87,13 @@ def render(rows: Sequence[Standing], width: int) -> str:
     if not rows:
         return "hosts.toml declares no host"
     cells = [
-        (row.host, row.state, _short(row.wanted), _short(row.live), row.deployed_at or "never")
+        (
+            row.host,
+            row.state,
+            text.store_path(row.wanted),
+            text.store_path(row.live),
+            row.deployed_at or "never",
+        )
         for row in rows
     ]
     lines = text.table(("host", "state", "wanted", "live", "last deploy"), cells, width)
@@ -95,14 +101,6 @@ def render(rows: Sequence[Standing], width: int) -> str:
         f"{row.host} boots into the new system at its next restart" for row in rows if row.state == "pending"
     ]
     return "\n".join(lines)
-
-
-def _short(path: str | None) -> str:
-    """A store path as its hash's beginning and its name: enough to tell two apart."""
-    if path is None:
-        return "-"
-    name = path.rpartition("/")[2]
-    return f"{name[:7]}…{name[32:]}"[:34]
 
 
 def as_json(rows: Sequence[Standing]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -26,6 +27,19 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def store_path(path: str | None) -> str:
+    """A store path as its hash's beginning and its name: enough to tell two apart."""
+    if path is None:
+        return "-"
+    name = path.rpartition("/")[2]
+    return f"{name[:7]}…{name[32:]}"[:34]
+
+
+def terminal_width() -> int:
+    """Columns of the terminal, or those that a file is written for."""
+    return shutil.get_terminal_size((100, 24)).columns
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -49,24 +48,22 @@ def view(function: Callable[..., None], *args: object) -> Task:
     }
 
 
-def _width() -> int:
-    return shutil.get_terminal_size((100, 24)).columns
-
-
 def _plan(hosts: tuple[str, ...], as_json: bool) -> None:
     from nixa_tasks.fleet import plan
+    from nixa_tasks.fleet.text import terminal_width
     from nixa_tasks.manifest.waves import wave_of
 
     manifest = run.manifest()
     rows = plan.in_waves(_all(_plan_one, hosts), wave_of(manifest.fleet.waves, manifest.hosts))
-    outcome.show(plan.as_json(rows) if as_json else plan.render(rows, _width()))
+    outcome.show(plan.as_json(rows) if as_json else plan.render(rows, terminal_width()))
 
 
 def _status(hosts: tuple[str, ...], as_json: bool, live: bool) -> None:
     from nixa_tasks.fleet import status
+    from nixa_tasks.fleet.text import terminal_width
 
     rows = standings(hosts, live=live)
-    outcome.show(status.as_json(rows) if as_json else status.render(rows, _width()))
+    outcome.show(status.as_json(rows) if as_json else status.render(rows, terminal_width()))
 
 
 def standings(hosts: Sequence[str], *, live: bool) -> list[Standing]:

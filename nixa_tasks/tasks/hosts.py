@@ -266,6 +266,7 @@ def _trust(host: str, pin: bool) -> None:
 
 def _history(host: str, as_json: bool) -> None:
     from nixa_tasks.fleet.history import read, render
+    from nixa_tasks.fleet.text import terminal_width
 
     receipts, source = read(run.current().layout, run.current().manifest.hosts[host], run.current().folder)
-    outcome.show(render(host, receipts, source, as_json=as_json))
+    outcome.show(render(host, receipts, source, terminal_width(), as_json=as_json))

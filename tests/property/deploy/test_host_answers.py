@@ -53,8 +53,8 @@ def test_a_receipt_is_sound_or_none_and_can_be_shown(changes: dict[str, object])
         return
     assert 0 <= one.seconds < float("inf")
     assert one.out is None or one.out.startswith("/")
-    assert is_harmless(history.render("web1", [one], "the host's own record", as_json=False))
-    json.loads(history.render("web1", [one], "x", as_json=True), parse_constant=pytest.fail)
+    assert is_harmless(history.render("web1", [one], "the host's own record", 200, as_json=False))
+    json.loads(history.render("web1", [one], "x", 80, as_json=True), parse_constant=pytest.fail)
     row = status.asked(HOST, None, Facts(os=Os.NIXOS, receipt=one.to_json()))
     assert is_harmless(status.render([row], 200))
 
