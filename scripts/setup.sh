@@ -54,18 +54,20 @@ need_tools() {
 need_kernel() {
   local folder=$venv/kernel log meta package
   [ ! -e "$folder/whole" ] || return 0
-  meta=linux-image-cloud-$(dpkg --print-architecture)
-  say "fetching $meta and kexec-tools for the QEMU test (they are not installed)"
+  say "fetching a kernel and kexec-tools for the QEMU test (they are not installed)"
   rm -rf "$folder"
   mkdir -p "$folder/debs/partial"
   log=$folder/apt.log
-  fetch_debs() {
-    package=$(apt-cache depends "$meta" | awk '$1 == "Depends:" && $2 ~ /^linux-image/ { print $2; exit }')
+  fetch_debs() { # Debian's kernel for virtual machines, or Ubuntu's
+    for meta in "linux-image-cloud-$(dpkg --print-architecture)" linux-image-virtual; do
+      package=$(apt-cache depends "$meta" | awk '$1 == "Depends:" && $2 ~ /^linux-image/ { print $2; exit }')
+      [ -z "$package" ] || break
+    done
     [ -n "$package" ] && apt-get -q -y install --no-install-recommends --reinstall --download-only \
       -o Dir::Cache::archives="$folder/debs/" -o Debug::NoLocking=1 -o APT::Sandbox::User=root "$package" kexec-tools
   }
   fetch_debs >"$log" 2>&1 || { apt-get -q update && fetch_debs; } >>"$log" 2>&1 ||
-    { tail -n 20 "$log" >&2; die "apt could not fetch $meta and kexec-tools (above)"; }
+    { tail -n 20 "$log" >&2; die "apt could not fetch a kernel and kexec-tools (above)"; }
   for package in "$folder"/debs/*.deb; do dpkg-deb -x "$package" "$folder" || die "$package can't be unpacked"; done
   rm -rf "$folder/debs"
   : >"$folder/whole"

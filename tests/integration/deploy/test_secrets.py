@@ -74,9 +74,11 @@ class Sampler:
                     self._look(place)
 
     def _look(self, place: Path) -> None:
-        environment = (place / "environ").read_bytes()
         command = (place / "cmdline").read_bytes()
+        environment = (place / "environ").read_bytes()
         self.commands.add(command)
+        if (place / "cmdline").read_bytes() != command:
+            return  # it became another program meanwhile: whose environment that was, nobody knows
         # doit itself was given the password in its environment; what it starts shows doit's until
         # it has become another program
         is_doit = command.startswith(b"\0".join(map(os.fsencode, DOIT)))

@@ -19,6 +19,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import zstandard
+
 from nixa_tasks.lab import image, requirements
 from nixa_tasks.lab.paths import FILES, LabPaths
 
@@ -197,8 +199,11 @@ def _modules(folder: Path) -> None:
         if name in order or name not in known:  # what is not there is built into the kernel
             return
         data = known[name].read_bytes()
-        if known[name].suffix == ".xz":
-            data = lzma.decompress(data)
+        match known[name].suffix:
+            case ".xz":
+                data = lzma.decompress(data)
+            case ".zst":  # Ubuntu's
+                data = zstandard.ZstdDecompressor().decompressobj().decompress(data)
         depends = re.search(rb"\0depends=([^\0]*)\0", data)
         for other in depends[1].decode().split(",") if depends else []:
             add(other.replace("-", "_"))
