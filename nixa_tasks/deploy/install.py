@@ -167,14 +167,14 @@ def finish(work: Work, parts: Parts, started: Started) -> Receipt:
         lost = boot.tell(lambda: boot.reboot(ssh))
         installed, facts = _await_installed(work, ssh, installer, lost)
     with journal.step(name, "verify"), _locked(work, installed.ssh) as waited:
-        if waited:
-            facts = reach.ask_again(installed.ssh)
+        if waited and (now := reach.ask_again(installed.ssh)).system != facts.system == work.wanted:
+            raise _superseded(work, now)
         if facts.system != work.wanted:
             raise NixaError(
                 f"it runs {facts.system or facts.os_name}, not {work.wanted}",
                 host=name,
                 log=work.log.path,
-                hint=f"did it boot from another disk, or did somebody deploy? then: doit -a deploy:{name}",
+                hint=f"did it boot from another disk? then: doit -a deploy:{name}",
             )
         work = dataclasses.replace(work, reached=installed)
         checks.run_all(
@@ -194,6 +194,18 @@ def finish(work: Work, parts: Parts, started: Started) -> Receipt:
         receipts.write_remote(installed.ssh, receipt)
         receipts.write_local(work, receipt)
     return receipt
+
+
+def _superseded(work: Work, facts: Facts) -> NixaError:
+    """Between the boot and our lock another deploy had the host, which is not ours to undo."""
+    theirs = Receipt.from_json(facts.receipt)
+    return NixaError(
+        f"it was installed, but {theirs.operator if theirs else 'somebody'} has deployed over it before it could be "
+        f"checked: it runs {facts.system or facts.os_name}",
+        host=work.host.name,
+        log=work.log.path,
+        hint=f"to deploy this over it: doit deploy:{work.host.name}",
+    )
 
 
 def _moved(work: Work) -> Ssh:
