@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from nixa_tasks.flake.evaluate import Output
     from nixa_tasks.fleet.plan import Planned
     from nixa_tasks.fleet.status import Standing
-    from nixa_tasks.manifest.model import Host
     from nixa_tasks.target.reach import Reached
 
 Task = dict[str, Any]
@@ -92,7 +91,7 @@ def _plan_one(name: str) -> Planned:
     if receipt and is_deployed(host, output, receipt) and host.install is not InstallPolicy.ALWAYS:
         return plan.unchanged(name, output, receipt)
     try:
-        reached = _connect(host)
+        reached = run.connect(host)
     except NixaError as error:
         return plan.unknown(name, error.what, output)
     try:
@@ -100,14 +99,6 @@ def _plan_one(name: str) -> Planned:
         return _compare(row, reached, output)
     finally:
         reached.ssh.disconnect()
-
-
-def _connect(host: Host) -> Reached:
-    from nixa_tasks.target.hostkey import KnownHosts
-    from nixa_tasks.target.reach import connect
-
-    now = run.current()
-    return connect(host, now.folder, KnownHosts(), lambda text: now.journal.note(host.name, "reach", text))
 
 
 def _compare(row: Planned, reached: Reached, output: Output) -> Planned:
@@ -144,7 +135,7 @@ def _ask_standing(name: str) -> Standing:
     now = run.current()
     host, output = now.manifest.hosts[name], _outputs(name)
     try:
-        reached = _connect(host)
+        reached = run.connect(host)
     except NixaError as error:
         now.journal.note(name, "reach", error.what)
         return status.unreachable(host, output, now.receipt(name))

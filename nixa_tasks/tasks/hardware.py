@@ -49,18 +49,11 @@ def _hardware(host: str) -> None:
 def _told(host: str, command: tuple[str, ...]) -> bytes:
     from nixa_tasks.errors import NixaError
     from nixa_tasks.target.hardware import report
-    from nixa_tasks.target.hostkey import KnownHosts
-    from nixa_tasks.target.reach import connect
     from nixa_tasks.target.sudo import as_root
 
     now = run.current()
     with now.journal.step(host, "hardware"):
-        reached = connect(
-            now.manifest.hosts[host],
-            now.folder,
-            KnownHosts(),
-            lambda text: now.journal.note(host, "reach", text),
-        )
+        reached = run.connect(now.manifest.hosts[host])
         try:
             reached = as_root(reached, lambda text: now.journal.note(host, "sudo", text))
             if not reached.can_be_root:

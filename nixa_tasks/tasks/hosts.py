@@ -226,17 +226,10 @@ def _ask_for_name(host: str) -> None:
 def _reach(host: str) -> None:
     from nixa_tasks.fleet.facts import describe
     from nixa_tasks.state.stamps import write_json
-    from nixa_tasks.target.hostkey import KnownHosts
-    from nixa_tasks.target.reach import connect
 
     now = run.current()
     with now.journal.step(host, "reach"):
-        reached = connect(
-            now.manifest.hosts[host],
-            now.folder,
-            KnownHosts(),
-            lambda text: now.journal.note(host, "reach", text),
-        )
+        reached = run.connect(now.manifest.hosts[host])
     try:
         write_json(now.layout.host(host).facts, reached.facts.to_json())
         outcome.show("\n".join(describe(host, reached)))

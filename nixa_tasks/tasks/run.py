@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from nixa_tasks import process
 from nixa_tasks.manifest.load import is_found_valid, load
-from nixa_tasks.manifest.model import Manifest
+from nixa_tasks.manifest.model import Host, Manifest
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.receipt import Receipt
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nixa_tasks.flake.evaluate import Evaluation, Output
     from nixa_tasks.flake.fingerprint import Fingerprint
     from nixa_tasks.kexec.neighbours import Neighbours
+    from nixa_tasks.target.reach import Reached
     from nixa_tasks.tasks.work import Turn
 
 MANIFEST = "hosts.toml"
@@ -166,6 +167,17 @@ def begin(asked: tuple[str, ...], deploys: tuple[str, ...] = ()) -> Run:
 
 def current() -> Run:
     return _made[0]
+
+
+def connect(host: Host) -> Reached:
+    """Reach a host for this run; whoever asks ends the connection. Raises as reach.connect does."""
+    from nixa_tasks.target import reach
+    from nixa_tasks.target.hostkey import KnownHosts
+
+    now = current()
+    return reach.connect(
+        host, now.folder, KnownHosts(), lambda text: now.journal.note(host.name, "reach", text)
+    )
 
 
 def peek() -> Run | None:

@@ -19,8 +19,7 @@ from nixa_tasks.kexec.image import Obtained
 from nixa_tasks.manifest.model import Image
 from nixa_tasks.state.runlog import RunLog
 from nixa_tasks.state.stamps import now as stamp_now
-from nixa_tasks.target import reach, sudo
-from nixa_tasks.target.hostkey import KnownHosts
+from nixa_tasks.target import sudo
 from nixa_tasks.tasks import images, run
 from nixa_tasks.tasks.doit import outcome
 
@@ -120,9 +119,7 @@ def build_alone(host: str, *, on_host: bool) -> None:
     log = RunLog(now.layout.host(host).logs, "build", now.journal.run)
     if on_host:
         with now.journal.step(host, "reach"):
-            reached = reach.connect(
-                declared, now.folder, KnownHosts(), lambda text: now.journal.note(host, "reach", text)
-            )
+            reached = run.connect(declared)
         try:
             if remote_build.is_remote(declared, reached.facts.os):
                 flake = now.fingerprint.revision
