@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -115,35 +116,33 @@ def build_alone(host: str, *, on_host: bool) -> None:
     """`doit build:HOST`: the closure in the local store; on the host, where it builds its own
     system and is a NixOS already."""
     now = run.current()
+    with contextlib.closing(RunLog(now.layout.host(host).logs, "build", now.journal.run)) as log:
+        if on_host and _is_built_there(host, log):
+            return
+        with now.journal.step(host, "build"):
+            build.build(now.layout, host, now.evaluation.of(host), "toplevel", sink=log)
+
+
+def _is_built_there(host: str, log: RunLog) -> bool:
+    """Have the host build; false where it can't yet."""
+    now = run.current()
     declared, output = now.manifest.hosts[host], now.evaluation.of(host)
-    log = RunLog(now.layout.host(host).logs, "build", now.journal.run)
-    if on_host:
-        with now.journal.step(host, "reach"):
-            reached = run.connect(declared)
-        try:
-            if remote_build.is_remote(declared, reached.facts.os):
-                flake = now.fingerprint.revision
-                reached = sudo.as_root(reached, lambda text: now.journal.note(host, "sudo", text))
-                work = Work(
-                    now.manifest,
-                    declared,
-                    output,
-                    flake,
-                    reached,
-                    now.layout,
-                    now.journal,
-                    log,
-                    now.folder,
-                    now.uplink,
-                )
-                preflight.check_root(work)
-                build_there(work)
-                return
-        finally:
-            reached.ssh.disconnect()
-        now.journal.note(host, "build", "it does not run NixOS yet, so its first system is built here")
-    with now.journal.step(host, "build"):
-        build.build(now.layout, host, output, "toplevel", sink=log)
+    with now.journal.step(host, "reach"):
+        reached = run.connect(declared)
+    try:
+        if not remote_build.is_remote(declared, reached.facts.os):
+            now.journal.note(host, "build", "it does not run NixOS yet, so its first system is built here")
+            return False
+        flake = now.fingerprint.revision
+        reached = sudo.as_root(reached, lambda text: now.journal.note(host, "sudo", text))
+        work = Work(
+            now.manifest, declared, output, flake, reached, now.layout, now.journal, log, now.folder, now.uplink
+        )  # fmt: skip
+        preflight.check_root(work)
+        build_there(work)
+        return True
+    finally:
+        reached.ssh.disconnect()
 
 
 def _image(work: Work) -> Obtained:
