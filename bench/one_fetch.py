@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 
 from nixa_tasks.errors import NixaError
-from nixa_tasks.kexec.cache import Cache
-from nixa_tasks.kexec.fetch import Limits, fetch
+from nixa_tasks.image.cache.cache import Cache
+from nixa_tasks.image.download.fetch import Limits, fetch
 from nixa_tasks.manifest.model import UrlImage
 
 

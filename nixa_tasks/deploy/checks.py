@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from typing import assert_never
 from urllib.parse import urlsplit
 
-from nixa_tasks import process
 from nixa_tasks.errors import NixaError
+from nixa_tasks.host.ssh import Ssh
 from nixa_tasks.manifest.model import Check, CommandCheck, HttpCheck, TcpCheck, UnitsCheck
-from nixa_tasks.target.ssh import Ssh
+from nixa_tasks.process import run as process
 
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 5.0

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from nixa_tasks import nix
-from nixa_tasks.pipes import Sink
-from nixa_tasks.state import private
-from nixa_tasks.target.elevation import Elevation
-from nixa_tasks.target.ssh import Ssh, remote_command
+from nixa_tasks.host.elevation import Elevation
+from nixa_tasks.host.ssh import Ssh, remote_command
+from nixa_tasks.nix import command as nix
+from nixa_tasks.process.pump import Sink
+from nixa_tasks.state import private_dir as private
 
 COPY_SECONDS = 6 * 3600.0
 

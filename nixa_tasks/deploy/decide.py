@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from nixa_tasks.host.probe import Os
 from nixa_tasks.manifest.model import InstallPolicy, Mode, OnDrift
 from nixa_tasks.state.receipt import Receipt
-from nixa_tasks.target.probe import Os
 
 
 class Asked(StrEnum):

@@ -6,7 +6,8 @@ import dataclasses
 import json
 from typing import assert_never
 
-from nixa_tasks.deploy import boot, copy, install, next_boot, preflight, receipts, remote_build, switch
+from nixa_tasks.deploy import copy, install, next_boot, preflight, receipts, remote_build, switch
+from nixa_tasks.deploy import reboot as boot
 from nixa_tasks.deploy.adopt import adopt
 from nixa_tasks.deploy.decide import Action, Asked, Decision, decide
 from nixa_tasks.deploy.order import Done, Order
@@ -14,13 +15,13 @@ from nixa_tasks.deploy.receipts import Started
 from nixa_tasks.deploy.situation import earlier, situation
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import NixaError
+from nixa_tasks.host import lock, reach, sudo
+from nixa_tasks.host.host_key import KnownHosts
+from nixa_tasks.host.probe import Os
 from nixa_tasks.state.lock import locked
 from nixa_tasks.state.receipt import How, Outcome, Receipt
-from nixa_tasks.state.runlog import RunLog
+from nixa_tasks.state.run_log import RunLog
 from nixa_tasks.state.stamps import write_json
-from nixa_tasks.target import lock, reach, sudo
-from nixa_tasks.target.hostkey import KnownHosts
-from nixa_tasks.target.probe import Os
 
 
 class Refused(NixaError):

@@ -9,12 +9,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from nixa_tasks import process
 from nixa_tasks.deploy import receipts
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import Interrupted, NixaError
+from nixa_tasks.host.ssh import Ssh
+from nixa_tasks.process import run as process
 from nixa_tasks.state.receipt import Outcome, Receipt
-from nixa_tasks.target.ssh import Ssh
 
 LIMIT_FACTOR = 5  # an activation that is seen to be alive may take so many confirm_timeouts
 POLL_SECONDS = 1.0

@@ -13,20 +13,22 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from nixa_tasks.deploy import boot, checks, copy, nixos_anywhere, preflight, receipts, secrets
+from nixa_tasks.deploy import checks, copy, nixos_anywhere, preflight, receipts, secrets
+from nixa_tasks.deploy import reboot as boot
 from nixa_tasks.deploy.nixos_anywhere import Installation
 from nixa_tasks.deploy.receipts import Started
 from nixa_tasks.deploy.secrets import Provided
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import NixaError
-from nixa_tasks.kexec import deliver
-from nixa_tasks.kexec.image import Obtained, damage_here
-from nixa_tasks.kexec.neighbours import Neighbours
+from nixa_tasks.host import host_key as hostkey
+from nixa_tasks.host import lock, reach
+from nixa_tasks.host.host_key import Expectation, KnownHosts, Trust
+from nixa_tasks.host.probe import Facts, Os
+from nixa_tasks.host.ssh import Ssh, Unreachable
+from nixa_tasks.image.delivery import upload as deliver
+from nixa_tasks.image.delivery.neighbours import Neighbours
+from nixa_tasks.image.obtain import Obtained, damage_here
 from nixa_tasks.state.receipt import How, Outcome, Receipt
-from nixa_tasks.target import hostkey, lock, reach
-from nixa_tasks.target.hostkey import Expectation, KnownHosts, Trust
-from nixa_tasks.target.probe import Facts, Os
-from nixa_tasks.target.ssh import Ssh, Unreachable
 
 _KEXEC_HINT = (
     "look at its console; `kexec_extra_flags` go to kexec, 1.5 GB of memory are recommended, and\n"

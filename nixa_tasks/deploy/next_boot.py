@@ -11,16 +11,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from nixa_tasks.deploy import boot, checks, receipts
+from nixa_tasks.deploy import checks, receipts
+from nixa_tasks.deploy import reboot as boot
 from nixa_tasks.deploy.guard import ENDS, GO_BACK_SECONDS, LIMIT_FACTOR, Guard, await_outcome, launch
 from nixa_tasks.deploy.receipts import Started
 from nixa_tasks.deploy.switch import RolledBack, prove
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import NixaError
+from nixa_tasks.host import lock, reach
+from nixa_tasks.host.probe import Facts
 from nixa_tasks.manifest.model import Host
 from nixa_tasks.state.receipt import How, Outcome, Receipt
-from nixa_tasks.target import lock, reach
-from nixa_tasks.target.probe import Facts
 
 Restart = Literal["no", "watched", "unwatched"]
 

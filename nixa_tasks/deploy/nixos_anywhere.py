@@ -12,12 +12,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from nixa_tasks import process
 from nixa_tasks.errors import CommandFailed, NixaError
+from nixa_tasks.host.ssh import Ssh
 from nixa_tasks.manifest.model import Fleet, Host
-from nixa_tasks.pipes import Sink
-from nixa_tasks.process import Argv
-from nixa_tasks.target.ssh import Ssh
+from nixa_tasks.process import run as process
+from nixa_tasks.process.pump import Sink
+from nixa_tasks.process.run import Argv
 
 # Used where hosts.toml names no command and PATH has none: main of July 2026, after 1.13.0.
 PINNED = "github:nix-community/nixos-anywhere/91fc9b70fc295258c366cce8627efb6f185fd9fb"

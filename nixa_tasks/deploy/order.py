@@ -10,8 +10,8 @@ from nixa_tasks.deploy.decide import Action, Asked
 from nixa_tasks.deploy.uplink import Uplink
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.flake.evaluate import Output
-from nixa_tasks.kexec.image import Obtained
-from nixa_tasks.kexec.neighbours import Neighbours
+from nixa_tasks.image.delivery.neighbours import Neighbours
+from nixa_tasks.image.obtain import Obtained
 from nixa_tasks.manifest.model import Host, Manifest
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.layout import Layout

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import NixaError
+from nixa_tasks.host.probe import Os
 from nixa_tasks.manifest.model import KexecPhase
-from nixa_tasks.target.probe import Os
 
 _NEEDED = ("tar", "gzip", "cpio", "setsid")
 _LEAST_MEMORY = 900 << 20  # nixos-anywhere asks for 1 GB; firmware and kernel keep some of it

@@ -10,8 +10,8 @@ from nixa_tasks.deploy import copy
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import NixaError
 from nixa_tasks.flake import build
+from nixa_tasks.host.probe import Os
 from nixa_tasks.manifest.model import BuildOn, Host
-from nixa_tasks.target.probe import Os
 
 _SECONDS = 120.0
 _KEEP = """

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
-from nixa_tasks import process
 from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.manifest.model import CommandSecret, FileSecret, Host, SecretSource
-from nixa_tasks.state import private
+from nixa_tasks.process import run as process
+from nixa_tasks.state import private_dir as private
 
 _COMMAND_SECONDS = 120
 _MAX_SECRET = 64 << 20

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from nixa_tasks import nix
 from nixa_tasks.deploy import receipts
 from nixa_tasks.deploy.decide import Asked, Situation
 from nixa_tasks.deploy.order import Back
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import CommandFailed
+from nixa_tasks.host.probe import Os
+from nixa_tasks.nix import command as nix
 from nixa_tasks.state.receipt import Receipt
 from nixa_tasks.state.stamps import read_json
-from nixa_tasks.target.probe import Os
 
 _IS_SYSTEM = '[ -x "$1/bin/switch-to-configuration" ]'
 _GENERATIONS = """

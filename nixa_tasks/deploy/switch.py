@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 
-from nixa_tasks import process
 from nixa_tasks.deploy import checks, receipts
 from nixa_tasks.deploy.checks import CheckFailed
 from nixa_tasks.deploy.guard import (
@@ -26,8 +25,9 @@ from nixa_tasks.deploy.guard import (
 from nixa_tasks.deploy.receipts import Started
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import Interrupted, NixaError
+from nixa_tasks.host.ssh import Unreachable
+from nixa_tasks.process import run as process
 from nixa_tasks.state.receipt import How, Outcome, Receipt
-from nixa_tasks.target.ssh import Unreachable
 
 _CONFIRMED_SECONDS = 30.0
 _LIVE = "readlink -f /run/current-system"

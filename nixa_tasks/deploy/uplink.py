@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from nixa_tasks import process
+from nixa_tasks.process import run as process
 
 _POLL_SECONDS = 0.2
 

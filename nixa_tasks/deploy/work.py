@@ -9,11 +9,11 @@ from pathlib import Path
 
 from nixa_tasks.deploy.uplink import Uplink
 from nixa_tasks.flake.evaluate import Output
+from nixa_tasks.host.reach import Reached
 from nixa_tasks.manifest.model import Host, Manifest
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.layout import Layout
-from nixa_tasks.state.runlog import RunLog
-from nixa_tasks.target.reach import Reached
+from nixa_tasks.state.run_log import RunLog
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nixa_tasks import nix
 from nixa_tasks.errors import DeadlinePassed, Interrupted, NixaError
 from nixa_tasks.flake.output import Output
-from nixa_tasks.nix_errors import NixFailed, Reason
-from nixa_tasks.pipes import Sink
+from nixa_tasks.nix import command as nix
+from nixa_tasks.nix.errors import NixFailed, Reason
+from nixa_tasks.process.pump import Sink
 
 FIRST_MIB_PER_HOST = 512  # a guess for the first batch; the later ones follow what was measured
 MOST_AT_ONCE = 1000  # the names of all go into one argument, which Linux limits to 128 KiB

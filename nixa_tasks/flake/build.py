@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from nixa_tasks import nix
 from nixa_tasks.errors import NixaError
 from nixa_tasks.flake.output import Output, forget
-from nixa_tasks.nix_errors import NixFailed, Reason
-from nixa_tasks.pipes import Sink
-from nixa_tasks.process import Argv
+from nixa_tasks.nix import command as nix
+from nixa_tasks.nix.errors import NixFailed, Reason
+from nixa_tasks.process.pump import Sink
+from nixa_tasks.process.run import Argv
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.stamps import read_json
 

@@ -15,7 +15,7 @@ from nixa_tasks.flake.batch import Batch, Limits, Result
 from nixa_tasks.flake.fingerprint import Fingerprint
 from nixa_tasks.flake.freeze import freeze
 from nixa_tasks.flake.output import Output, current, current_of, record
-from nixa_tasks.pipes import Sink
+from nixa_tasks.process.pump import Sink
 from nixa_tasks.state.layout import Layout
 
 __all__ = ["EVALUATION_SECONDS", "Evaluation", "Output", "current"]

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
-from nixa_tasks import nix, process
 from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.flake import reference
 from nixa_tasks.flake.reference import Kind, Reference
+from nixa_tasks.nix import command as nix
+from nixa_tasks.process import run as process
 from nixa_tasks.state.layout import Layout
 
 _GIT_SECONDS = 120.0

@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-from nixa_tasks import nix, process
 from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.flake.fingerprint import Fingerprint, files_of
-from nixa_tasks.nix_errors import NixFailed, Reason
-from nixa_tasks.pipes import Sink
+from nixa_tasks.nix import command as nix
+from nixa_tasks.nix.errors import NixFailed, Reason
+from nixa_tasks.process import run as process
+from nixa_tasks.process.pump import Sink
 
 
 def freeze(seen: Fingerprint, *, deadline: float, sink: Sink | None = None) -> str:

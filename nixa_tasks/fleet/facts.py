@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from nixa_tasks.fleet import text
+from nixa_tasks.host.host_key import Trust
+from nixa_tasks.host.probe import Os
+from nixa_tasks.host.reach import Reached
 from nixa_tasks.state.receipt import Receipt
-from nixa_tasks.target.hostkey import Trust
-from nixa_tasks.target.probe import Os
-from nixa_tasks.target.reach import Reached
 
 _TRUST = {
     Trust.PINNED: "as pinned in hosts.toml",

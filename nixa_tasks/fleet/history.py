@@ -9,11 +9,11 @@ from pathlib import Path
 from nixa_tasks.deploy.receipts import parse_history, read_history
 from nixa_tasks.errors import NixaError
 from nixa_tasks.fleet import text
+from nixa_tasks.host.host_key import KnownHosts
+from nixa_tasks.host.reach import connect
 from nixa_tasks.manifest.model import Host
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.receipt import Receipt
-from nixa_tasks.target.hostkey import KnownHosts
-from nixa_tasks.target.reach import connect
 
 
 def read(layout: Layout, host: Host, folder: Path) -> tuple[list[Receipt], str]:

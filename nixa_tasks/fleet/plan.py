@@ -12,9 +12,9 @@ from nixa_tasks.deploy.next_boot import unwatched
 from nixa_tasks.deploy.remote_build import is_remote
 from nixa_tasks.flake.evaluate import Output
 from nixa_tasks.fleet import text
+from nixa_tasks.host.probe import Facts
 from nixa_tasks.manifest.model import BuildOn, Host
 from nixa_tasks.state.receipt import Receipt
-from nixa_tasks.target.probe import Facts
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from nixa_tasks.flake.evaluate import Output
 from nixa_tasks.fleet import text
+from nixa_tasks.host.probe import Facts, Os
 from nixa_tasks.manifest.model import Host
 from nixa_tasks.state.receipt import Outcome, Receipt
-from nixa_tasks.target.probe import Facts, Os
 
 
 @dataclass(frozen=True, slots=True)

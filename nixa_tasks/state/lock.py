@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nixa_tasks import process
 from nixa_tasks.errors import DeadlinePassed
+from nixa_tasks.process import run as process
 from nixa_tasks.state.stamps import now
 
 _POLL_SECONDS = 0.1

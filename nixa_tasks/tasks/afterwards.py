@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nixa_tasks import process
 from nixa_tasks.deploy.decide import Action, Asked
 from nixa_tasks.deploy.order import Back
 from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.fleet.reporter import FAILED, UNCHANGED, Result
+from nixa_tasks.host.lock import operator
 from nixa_tasks.manifest.waves import Broken, in_order
+from nixa_tasks.process import run as process
 from nixa_tasks.state.receipt import Receipt
-from nixa_tasks.target.lock import operator
 from nixa_tasks.tasks import run
 from nixa_tasks.tasks.doit import outcome
 from nixa_tasks.tasks.work import Turn, carry_out

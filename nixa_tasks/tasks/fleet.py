@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nixa_tasks.flake.evaluate import Output
     from nixa_tasks.fleet.plan import Planned
     from nixa_tasks.fleet.status import Standing
-    from nixa_tasks.target.reach import Reached
+    from nixa_tasks.host.reach import Reached
 
 Task = dict[str, Any]
 Row = TypeVar("Row")

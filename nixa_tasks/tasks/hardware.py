@@ -20,8 +20,8 @@ def hardware_tasks(hosts: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def _hardware(host: str) -> None:
+    from nixa_tasks.host.hardware import command_for
     from nixa_tasks.state.stamps import write_bytes
-    from nixa_tasks.target.hardware import command_for
 
     path = run.current().manifest.hosts[host].hardware
     if path is None:
@@ -48,8 +48,8 @@ def _hardware(host: str) -> None:
 
 def _told(host: str, command: tuple[str, ...]) -> bytes:
     from nixa_tasks.errors import NixaError
-    from nixa_tasks.target.hardware import report
-    from nixa_tasks.target.sudo import as_root
+    from nixa_tasks.host.hardware import report
+    from nixa_tasks.host.sudo import as_root
 
     now = run.current()
     with now.journal.step(host, "hardware"):
@@ -65,7 +65,7 @@ def _told(host: str, command: tuple[str, ...]) -> bytes:
 
 def _is_untracked(path: Path) -> bool:
     """Whether git has a work tree there and does not know the file."""
-    from nixa_tasks import process
+    from nixa_tasks.process import run as process
 
     def git(*words: str) -> bool:
         argv = ("git", "-C", str(path.parent), *words)

@@ -238,9 +238,9 @@ def _reach(host: str) -> None:
 
 
 def _trust(host: str, pin: bool) -> None:
+    from nixa_tasks.host.host_key import KnownHosts
+    from nixa_tasks.host.reach import trust
     from nixa_tasks.manifest.edit import set_host_key
-    from nixa_tasks.target.hostkey import KnownHosts
-    from nixa_tasks.target.reach import trust
 
     now = run.current()
     declared = now.manifest.hosts[host]

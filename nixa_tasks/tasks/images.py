@@ -15,8 +15,8 @@ from nixa_tasks.tasks import run
 from nixa_tasks.tasks.doit import action, action_with_options, is_uptodate, outcome
 
 if TYPE_CHECKING:
-    from nixa_tasks.kexec.cache import Cache
-    from nixa_tasks.kexec.image import Obtained
+    from nixa_tasks.image.cache.cache import Cache
+    from nixa_tasks.image.obtain import Obtained
 
 Task = dict[str, Any]
 _locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -87,7 +87,7 @@ def pin_tasks(check: bool) -> Iterator[Task]:
 
 def cache() -> Cache:
     """The cache that this manifest uses."""
-    from nixa_tasks.kexec.cache import Cache, cache_dir
+    from nixa_tasks.image.cache.cache import Cache, cache_dir
 
     return Cache(cache_dir(run.manifest().fleet.cache))
 
@@ -95,7 +95,7 @@ def cache() -> Cache:
 def obtain(image: Image) -> Obtained:
     """The image in the cache, verified and looked into; fetched if it has to be. One host's thread
     fetches, the others wait for it."""
-    from nixa_tasks.kexec.image import obtain as obtain_image
+    from nixa_tasks.image.obtain import obtain as obtain_image
 
     now = run.current()
     with _locks[image.name], now.journal.step(image.name, "kexec") as step:
@@ -183,12 +183,12 @@ def _pin(name: str, check: bool) -> None:
     if not isinstance(image, UrlImage):
         raise NixaError(f"{name} is pinned by the flake's lock file", hint="nix flake update")
     if check:
-        from nixa_tasks.kexec.pin import check as check_pin
+        from nixa_tasks.image.pin import check as check_pin
 
         said = check_pin(image, cache=cache())
         outcome.show(f"{name}: {said.text}", status=1 if said.is_outdated else 0)
         return
-    from nixa_tasks.kexec.pin import look
+    from nixa_tasks.image.pin import look
 
     with now.journal.step(name, "pin") as step:
         found = look(

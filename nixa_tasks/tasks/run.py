@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nixa_tasks import process
 from nixa_tasks.manifest.load import is_found_valid, load
 from nixa_tasks.manifest.model import Host, Manifest
+from nixa_tasks.process import run as process
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.receipt import Receipt
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from nixa_tasks.deploy.uplink import Uplink
     from nixa_tasks.flake.evaluate import Evaluation, Output
     from nixa_tasks.flake.fingerprint import Fingerprint
-    from nixa_tasks.kexec.neighbours import Neighbours
-    from nixa_tasks.target.reach import Reached
+    from nixa_tasks.host.reach import Reached
+    from nixa_tasks.image.delivery.neighbours import Neighbours
     from nixa_tasks.tasks.work import Turn
 
 MANIFEST = "hosts.toml"
@@ -59,7 +59,7 @@ class Run:
         """This run's private folder for sockets, keys and scripts."""
         with self._lock:
             if self._folder is None:
-                from nixa_tasks.target.reach import run_folder
+                from nixa_tasks.host.reach import run_folder
 
                 self._folder = self._open.enter_context(run_folder())
             return self._folder
@@ -79,7 +79,7 @@ class Run:
         """The hosts of this run that hand the image on to each other."""
         with self._lock:
             if self._neighbours is None:
-                from nixa_tasks.kexec.neighbours import Neighbours
+                from nixa_tasks.image.delivery.neighbours import Neighbours
 
                 self._neighbours = Neighbours()
             return self._neighbours
@@ -171,8 +171,8 @@ def current() -> Run:
 
 def connect(host: Host) -> Reached:
     """Reach a host for this run; whoever asks ends the connection. Raises as reach.connect does."""
-    from nixa_tasks.target import reach
-    from nixa_tasks.target.hostkey import KnownHosts
+    from nixa_tasks.host import reach
+    from nixa_tasks.host.host_key import KnownHosts
 
     now = current()
     return reach.connect(

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from nixa_tasks import process
 from nixa_tasks.errors import CommandFailed, DeadlinePassed, NixaError
+from nixa_tasks.process import run as process
 
 
 def is_alive(pid: int) -> bool:
@@ -77,7 +77,7 @@ def test_a_missing_program_says_what_to_install() -> None:
 def test_after_a_stop_everything_is_ended_and_nothing_starts(tmp_path: Path) -> None:
     code = (
         "import threading, time\n"
-        "from nixa_tasks import process\n"
+        "from nixa_tasks.process import run as process\n"
         "from nixa_tasks.errors import Interrupted\n"
         "ends = []\n"
         "def work():\n"
@@ -152,7 +152,7 @@ def test_a_held_command_that_says_too_much_is_ended(flood: str) -> None:
 KILLED = """
 import os, sys, threading, time
 from pathlib import Path
-from nixa_tasks import process
+from nixa_tasks.process import run as process
 folder = Path(sys.argv[1])
 folder.mkdir()
 (folder / "secret").write_text("x")
@@ -187,7 +187,7 @@ def test_a_killed_nixa_ends_its_shared_connections_and_nobody_elses_process(tmp_
     folder, program = tmp_path / "run", tmp_path / "ssh"
     folder.mkdir()
     shutil.copy(shutil.which("sleep") or "", program)
-    code = "import os, sys; from pathlib import Path; from nixa_tasks import process\n"
+    code = "import os, sys; from pathlib import Path; from nixa_tasks.process import run as process\n"
     code += "process.remove_at_death(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
     with (
         subprocess.Popen((f"ssh: {folder}/socket [mux]", "100"), executable=program) as master,

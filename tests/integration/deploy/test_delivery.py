@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from nixa_tasks.deploy import boot
+from nixa_tasks.deploy import reboot as boot
 from nixa_tasks.errors import DeadlinePassed
+from nixa_tasks.host import probe, reach
+from nixa_tasks.host.host_key import Expectation, Trust
+from nixa_tasks.host.ssh import Ssh, Unreachable
 from nixa_tasks.lab import Lab, network
 from nixa_tasks.lab.machine import Machine
 from nixa_tasks.manifest.model import Host
-from nixa_tasks.state import private
-from nixa_tasks.target import probe, reach
-from nixa_tasks.target.hostkey import Expectation, Trust
-from nixa_tasks.target.ssh import Ssh, Unreachable
+from nixa_tasks.state import private_dir as private
 from tests.integration.deploy.conftest import Fleet
 
 pytestmark = [pytest.mark.lab, pytest.mark.xdist_group("deploy-delivery")]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from nixa_tasks.kexec.entry import Signature
+from nixa_tasks.image.cache.entry import Signature
 from nixa_tasks.lab import Lab, image
 from nixa_tasks.lab.machine import Machine
 from tests.integration.deploy.conftest import Fleet

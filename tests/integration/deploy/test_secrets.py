@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from nixa_tasks.host.elevation import Elevation, Password
+from nixa_tasks.host.ssh import Ssh
 from nixa_tasks.lab import ADMIN_PASSWORD, Lab, Machine
 from nixa_tasks.manifest.model import Host
-from nixa_tasks.state import private
-from nixa_tasks.target.elevation import Elevation, Password
-from nixa_tasks.target.ssh import Ssh
+from nixa_tasks.state import private_dir as private
 from tests.integration.deploy.background import Background, wait_until
 from tests.integration.deploy.conftest import Fleet
 

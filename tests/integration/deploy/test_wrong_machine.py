@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from nixa_tasks.host.host_key import HostKey
 from nixa_tasks.lab import Lab
 from nixa_tasks.lab.machine import Machine
-from nixa_tasks.target.hostkey import HostKey
 from tests.integration.deploy.background import Background
 from tests.integration.deploy.conftest import Fleet
 

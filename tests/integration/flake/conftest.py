@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from nixa_tasks import nix
 from nixa_tasks.flake.evaluate import Evaluation
 from nixa_tasks.flake.fingerprint import Fingerprint, fingerprint
+from nixa_tasks.nix import command as nix
 from nixa_tasks.state.layout import Layout
 
 CONF = """extra-experimental-features = nix-command flakes

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from nixa_tasks import nix
 from nixa_tasks.flake.build import (
     DerivationGone,
     NoDisko,
@@ -24,7 +23,8 @@ from nixa_tasks.flake.build import (
     root_of,
 )
 from nixa_tasks.flake.output import Output, current
-from nixa_tasks.nix_errors import NixFailed, Reason
+from nixa_tasks.nix import command as nix
+from nixa_tasks.nix.errors import NixFailed, Reason
 
 from .conftest import Project
 

@@ -12,7 +12,7 @@ from nixa_tasks.errors import NixaError
 from nixa_tasks.flake.evaluate import Evaluation
 from nixa_tasks.flake.fingerprint import fingerprint
 from nixa_tasks.flake.output import Output, current, forget
-from nixa_tasks.nix_errors import NixFailed, Reason
+from nixa_tasks.nix.errors import NixFailed, Reason
 
 from .conftest import Project
 
@@ -195,7 +195,7 @@ def test_self_is_what_nix_gives_it_for_the_tree_itself(project: Project) -> None
       "p-${self.rev or "dirty"}-${toString self.lastModified}-${toString (self.revCount or 0)}" "${self}";"""
     project.write(extra=probe)
     project.git("commit", "-qam", "reads itself")
-    from nixa_tasks import nix
+    from nixa_tasks.nix import command as nix
 
     argv = nix.command(
         "eval", "--raw", f"git+file://{project.root}#nixosConfigurations.probe.config.system.build.toplevel.drvPath"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.kexec.image_server import serving
+from tests.faults.image.image_server import serving
 from tests.integration.tasks.conftest import Doit
 
 HEAVY = ("httpx", "jsonschema", "rich", "tomlkit")

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from nixa_tasks.deploy import receipts
 from nixa_tasks.errors import NixaError, plain
 from nixa_tasks.fleet import history, status
-from nixa_tasks.kexec import onhost
-from nixa_tasks.kexec.pull import serving_urls
+from nixa_tasks.host import probe
+from nixa_tasks.host.probe import Facts, Os
+from nixa_tasks.host.ssh import Ssh
+from nixa_tasks.image.delivery import on_host as onhost
+from nixa_tasks.image.delivery.pull import serving_urls
 from nixa_tasks.manifest.model import Host
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.receipt import How, Outcome, Receipt
-from nixa_tasks.target import probe
-from nixa_tasks.target.probe import Facts, Os
-from nixa_tasks.target.ssh import Ssh
 
 HOST = Host("web1", "203.0.113.1")
 SSH = Ssh.to(HOST, Path("/run/x"))

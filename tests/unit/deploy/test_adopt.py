@@ -11,9 +11,9 @@ import pytest
 from nixa_tasks.deploy.adopt import adopt, is_deployed
 from nixa_tasks.deploy.receipts import Started
 from nixa_tasks.flake.output import Output
+from nixa_tasks.host.probe import Facts, Os
 from nixa_tasks.manifest.model import Host, Mode
 from nixa_tasks.state.layout import Layout
-from nixa_tasks.target.probe import Facts, Os
 
 OLD, NEW = (f"/nix/store/{letter * 32}-nixos-system-web1" for letter in "ab")
 HOST = Host("web1", "192.0.2.1", mode=Mode.BOOT)

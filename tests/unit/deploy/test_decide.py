@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from nixa_tasks.deploy.decide import Action, Asked, Situation, decide, wipes_only_if
+from nixa_tasks.host.probe import Os
 from nixa_tasks.manifest.model import InstallPolicy, Mode, OnDrift
 from nixa_tasks.state.receipt import How, Outcome, Receipt
-from nixa_tasks.target.probe import Os
 
 WANTED, OLD, STRANGE = "/nix/store/wanted", "/nix/store/old", "/nix/store/strange"
 

@@ -13,10 +13,10 @@ from nixa_tasks.deploy import next_boot
 from nixa_tasks.deploy.receipts import Started
 from nixa_tasks.deploy.switch import RolledBack
 from nixa_tasks.errors import NixaError
+from nixa_tasks.host.probe import Facts, Os
 from nixa_tasks.manifest.model import Host, Mode
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.receipt import How, Receipt
-from nixa_tasks.target.probe import Facts, Os
 
 OLD, NEW = (f"/nix/store/{letter * 32}-nixos-system-web1" for letter in "ab")
 

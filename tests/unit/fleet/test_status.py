@@ -6,9 +6,9 @@ import pytest
 
 from nixa_tasks.flake.output import Output
 from nixa_tasks.fleet import status
+from nixa_tasks.host.probe import Facts, Os
 from nixa_tasks.manifest.model import Host
 from nixa_tasks.state.receipt import How, Outcome, Receipt
-from nixa_tasks.target.probe import Facts, Os
 
 OLD, NEW = (f"/nix/store/{letter * 32}-nixos-system-web1" for letter in "ab")
 HOST = Host("web1", "192.0.2.1")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nixa_tasks.state import private
+from nixa_tasks.state import private_dir as private
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def test_what_a_killed_run_left_is_swept_and_nothing_else(parent: Path) -> None:
     """Left, since whoever ends the rest of a killed run was killed too, as by a power cut."""
     code = f"""
 import os, pathlib, signal
-from nixa_tasks import process
-from nixa_tasks.state import private
+from nixa_tasks.process import run as process
+from nixa_tasks.state import private_dir as private
 process.remove_at_death = lambda folder: None
 with private.folder(pathlib.Path({str(parent)!r})) as place:
     (place / "secret").write_text("x")

@@ -1,0 +1,185 @@
+"""The way in: the key first, then a login, then the facts."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nixa_tasks.errors import NixaError
+from nixa_tasks.host import host_key as hostkey
+from nixa_tasks.host import probe
+from nixa_tasks.host.host_key import Expectation, HostKey, KnownHosts, Trust
+from nixa_tasks.host.probe import Facts, Os
+from nixa_tasks.host.ssh import Ssh, Unreachable, end_shared, environment, explain
+from nixa_tasks.manifest.model import Host
+from nixa_tasks.process import run as process
+from nixa_tasks.state import private_dir as private
+
+Note = Callable[[str], None]
+_KEY_SECONDS = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A host that was reached: the way there, the key it showed and why that is right, its facts."""
+
+    ssh: Ssh
+    key: HostKey
+    trust: Trust
+    facts: Facts
+
+    @property
+    def can_be_root(self) -> bool:
+        """Whether commands can run as root there: without a password, or with the one that is at hand."""
+        return self.facts.elevation is not None or self.ssh.password is not None
+
+
+@contextlib.contextmanager
+def run_folder() -> Iterator[Path]:
+    """A private folder for this run's sockets and keys. What killed runs left is removed."""
+    private.sweep()
+    with private.folder(private.temporary()) as folder:
+        try:
+            yield folder
+        finally:
+            if not process.is_stopping():  # else nothing can be started any more: cleanup_after_kill.py ends them
+                for path in filter(Path.is_socket, folder.glob("*")):
+                    end_shared(path)
+
+
+def connect(host: Host, folder: Path, known: KnownHosts, note: Note) -> Reached:
+    """Reach a host with the key that is expected of it, and ask what it is.
+
+    A first contact is remembered once the login worked. Raises HostKeyMismatch before anything
+    is sent, Unreachable, NixaError.
+    """
+    expected = hostkey.expectation(host, known)
+    ssh = prepare(Ssh.to(host, folder), expected)
+    try:
+        ssh, facts = _ask(ssh)
+    except Unreachable as error:
+        if error.kind == "hostkey":
+            raise hostkey.mismatch(host, expected, shown_key(ssh)) from error
+        raise
+    reached = settle(ssh, expected.trust, facts)
+    if expected.trust is Trust.FIRST:
+        known.remember(host, reached.key)
+        note(f"first contact: {reached.key.fingerprint} ({reached.key.kind}), remembered")
+    return reached
+
+
+def _ask(ssh: Ssh) -> tuple[Ssh, Facts]:
+    """The facts, and the login that got them. The installer knows no user but root: a host that was
+    left in it by a deploy that was cut is found there. Raises Unreachable."""
+    try:
+        return ssh, probe.ask(ssh)
+    except Unreachable as error:
+        if error.kind != "login" or ssh.user == "root":
+            raise
+        root = ssh.as_root()
+        try:
+            facts = probe.ask(root)
+        except NixaError:
+            raise error from None
+        if facts.os is not Os.INSTALLER:
+            root.disconnect()
+            raise
+        return root, facts
+
+
+def settle(ssh: Ssh, trust: Trust, facts: Facts) -> Reached:
+    """From now on the key that was shown is the only one: every later connection is held to it."""
+    elevation = facts.elevation or ssh.elevation
+    return Reached(replace(ssh, strict=True, elevation=elevation), _used_key(ssh), trust, facts)
+
+
+def _used_key(ssh: Ssh) -> HostKey:
+    """The key that the host showed: the only expected one, or asked for where there are two."""
+    keys = [HostKey.parse(line.partition(" ")[2]) for line in ssh.known_hosts.read_text().splitlines()]
+    return keys[0] if len(keys) == 1 else shown_key(ssh) or keys[0]
+
+
+def trust(host: Host, folder: Path, known: KnownHosts, *, is_pinned_anew: bool) -> tuple[str | None, HostKey]:
+    """Take the key that the host shows now as the right one. Gives the old one's fingerprint, and the
+    new key. Beside a pin that stays, it holds until the host is installed. Raises Unreachable."""
+    expected = hostkey.expectation(host, known)
+    old = expected.fingerprint or (expected.keys[0].fingerprint if expected.keys else None)
+    key = shown_key(Ssh.to(host, folder))
+    if key is None:
+        raise NixaError("it shows no host key", host=host.name)
+    known.remember(host, key)
+    if host.host_key is not None:
+        known.trust_beside_pin(host, None if is_pinned_anew else key)
+    return old, key
+
+
+def ask_again(ssh: Ssh) -> Facts:
+    """The facts as they are now. Raises Unreachable."""
+    return probe.ask(ssh)
+
+
+def prepare(ssh: Ssh, expected: Expectation) -> Ssh:
+    """Write down what the host must show, so that every connection of every tool is held to it."""
+    keys = expected.keys
+    if expected.fingerprint is not None:
+        key = shown_key(ssh, expected.fingerprint)
+        if key is None or (key.fingerprint != expected.fingerprint and key not in keys):
+            raise hostkey.mismatch(ssh.host, expected, key)
+        keys = (*keys, key)
+    if not keys:
+        ssh.known_hosts.unlink(missing_ok=True)
+        return replace(ssh, strict=False)
+    expect_keys(ssh, keys)
+    return replace(ssh, strict=True)
+
+
+def expect_keys(ssh: Ssh, keys: tuple[HostKey, ...]) -> None:
+    ssh.known_hosts.write_text("".join(f"{ssh.host.name} {key.text}\n" for key in keys))
+
+
+def key_in(known_hosts: Path) -> HostKey:
+    try:
+        _, _, key = known_hosts.read_text().splitlines()[0].partition(" ")
+        return HostKey.parse(key)
+    except (OSError, IndexError, ValueError) as error:
+        raise NixaError(f"ssh left no host key in {known_hosts}: {error}") from error
+
+
+def shown_key(ssh: Ssh, fingerprint: str | None = None) -> HostKey | None:
+    """The key that the host shows now, asked without logging in, through jump hosts and aliases
+    alike. With `fingerprint`, the one among its keys that has it, where one does.
+
+    Raises Unreachable where it can't even be asked.
+    """
+    first: HostKey | None = None
+    kinds = (None, "ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512") if fingerprint else (None,)
+    for kind in kinds:
+        key = _ask_key(ssh, kind)
+        first = first or key
+        if key is not None and key.fingerprint == fingerprint:
+            return key
+    return first
+
+
+def _ask_key(ssh: Ssh, kind: str | None) -> HostKey | None:
+    with tempfile.TemporaryDirectory(dir=ssh.folder) as place:
+        asked = replace(ssh, folder=Path(place), strict=False)
+        options: tuple[str, ...] = ("-o", "PreferredAuthentications=none")
+        options += ("-o", f"HostKeyAlgorithms={kind}") if kind else ()
+        _, *rest = asked.command("true", shared=False)
+        done = process.run(
+            ("ssh", *options, *rest),
+            deadline=_KEY_SECONDS,
+            check=False,
+            host=ssh.host.name,
+            what="host key",
+            env=environment(),
+        )
+        if asked.known_hosts.exists():
+            return key_in(asked.known_hosts)
+        if kind is not None:
+            return None  # the host has no key of that type
+        raise explain(asked, done.tail)

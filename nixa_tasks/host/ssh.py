@@ -1,0 +1,296 @@
+"""One host's ssh: the same pins, user, port, key and options for every connection of every tool.
+
+nixa's own calls, `nix copy` and nixos-anywhere all run the same command line: the tools find an
+`ssh` of ours in front of their PATH, since each has some way of its own to pass options that is
+split at blanks or comes too late (ssh takes the first value of an option).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO
+
+from nixa_tasks.errors import CommandFailed, NixaError
+from nixa_tasks.host.elevation import Elevation, Password
+from nixa_tasks.manifest.model import Host
+from nixa_tasks.process import run as process
+from nixa_tasks.process.pump import Sink
+from nixa_tasks.process.run import Argv, Completed
+
+CONNECT_SECONDS = 10
+ALIVE_SECONDS = 3  # 3 x 3 s: a dead connection is noticed in 9 s, one through a kexec survives
+PERSIST_SECONDS = 60
+STATUS_SSH = 255
+ANSWER_LIMIT = 64 << 20  # bytes; a host that says more in one call is not listened to
+
+
+class Unreachable(NixaError):
+    """The host can't be reached or does not let us in. `kind` tells the ways apart."""
+
+    def __init__(
+        self, kind: str, what: str, *, host: str, tail: tuple[str, ...] = (), hint: str | None = None
+    ):
+        super().__init__(what, host=host, tail=tail, hint=hint)
+        self.kind = kind
+
+
+def remote_command(argv: Argv) -> str:
+    """A command for the shell at the other end: the one place where anything is quoted for it.
+
+    POSIX single quotes, which dash, bash, ksh, zsh and busybox read alike; csh and fish do not read
+    every newline and backslash in them so. What nixa sends through a login shell is `sh -c SCRIPT`.
+    """
+    return shlex.join(argv)
+
+
+@dataclass(frozen=True, slots=True)
+class Ssh:
+    """The way to one host. `folder` is private to this run and short (sockets lie in it).
+
+    `strict` false takes the key that is shown and writes it to `known_hosts` (first contact).
+    """
+
+    host: Host
+    folder: Path
+    target: str
+    user: str
+    port: int | None
+    strict: bool = True
+    elevation: Elevation = Elevation.NONE
+    password: Password | None = field(default=None, repr=False)
+
+    @classmethod
+    def to(cls, host: Host, folder: Path) -> Ssh:
+        return cls(host, folder, host.target, host.user, host.port)
+
+    def as_root(self) -> Ssh:
+        """The same machine once it runs the installer or what was installed: root's login."""
+        return replace(self, user="root", elevation=Elevation.NONE, password=None)
+
+    @property
+    def known_hosts(self) -> Path:
+        return self.folder / f"{self._tag}.known_hosts"
+
+    @property
+    def _tag(self) -> str:
+        return hashlib.sha256(self.host.name.encode()).hexdigest()[:12]
+
+    @property
+    def socket(self) -> Path:
+        where = f"{self.user}@{self.target}:{self.port}"
+        return self.folder / f"{self._tag}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
+
+    def options(self, *, shared: bool = True) -> Argv:
+        """ssh's options, those that identity hangs on first: ssh takes the first value it sees."""
+        pairs = [
+            f"HostKeyAlias={self.host.name}",
+            f"UserKnownHostsFile={self.known_hosts}",
+            "GlobalKnownHostsFile=/dev/null",
+            f"StrictHostKeyChecking={'yes' if self.strict else 'accept-new'}",
+            "KnownHostsCommand=none",
+            "VerifyHostKeyDNS=no",
+            "UpdateHostKeys=no",
+            "BatchMode=yes",
+        ]
+        if shared:
+            pairs += ["ControlMaster=auto", f"ControlPath={self.socket}", f"ControlPersist={PERSIST_SECONDS}"]
+        else:
+            pairs += ["ControlMaster=no", "ControlPath=none"]
+        pairs += self.host.ssh_options
+        pairs += [
+            f"ConnectTimeout={CONNECT_SECONDS}",
+            f"ServerAliveInterval={ALIVE_SECONDS}",
+            "ServerAliveCountMax=3",
+            "LogLevel=ERROR",
+        ]
+        options = [word for pair in pairs for word in ("-o", pair)]
+        if self.host.identity is not None:
+            options += ["-o", "IdentitiesOnly=yes", "-i", str(self.host.identity)]
+        if self.port is not None:
+            options += ["-p", str(self.port)]
+        return tuple(options)
+
+    def command(self, *remote: str, shared: bool = True, root: bool = False) -> Argv:
+        """The whole argv that runs `remote` on the host, as root if asked.
+
+        Its input then begins with `password.preamble`, where there is a password.
+        """
+        prefix = self.elevation.prefix if root else ()
+        words = (remote_command(prefix + remote),) if remote else ()
+        return ("ssh", *self.options(shared=shared), "-T", "-l", self.user, "--", self.target, *words)
+
+    def run(
+        self,
+        script: str,
+        *args: str,
+        deadline: float,
+        root: bool = False,
+        stdin: bytes | Iterator[bytes] | IO[bytes] | None = None,
+        sink: Sink | None = None,
+        sink_stdout: bool = True,
+        check: bool = True,
+        shared: bool = True,
+        what: str | None = None,
+        max_stdout: int = 1 << 20,
+        limit: int = ANSWER_LIMIT,
+    ) -> Completed:
+        """Run a POSIX shell script on the host; `args` are its `$1`, `$2`, …
+
+        Raises Unreachable where ssh itself fails, else as process.run does; a host that answers
+        with more than `limit` bytes is cut off.
+        """
+        argv = self.command("sh", "-c", script, "nixa", *args, shared=shared, root=root)
+        done = process.run(
+            argv,
+            deadline=deadline,
+            stdin=self.password.ahead_of(stdin) if root and self.password else stdin,
+            sink=sink,
+            sink_stdout=sink_stdout,
+            check=False,
+            host=self.host.name,
+            what=what or "ssh",
+            max_stdout=max_stdout,
+            limit=limit,
+            env=environment(),
+        )
+        if done.status == STATUS_SSH or done.status < 0:  # ssh's own failure, or somebody killed it
+            raise explain(self, done.tail)
+        if check and done.status != 0:
+            raise CommandFailed(
+                f"{what or 'a command on the host'}: ended with status {done.status}",
+                argv=argv,
+                status=done.status,
+                host=self.host.name,
+                tail=done.tail,
+            )
+        return done
+
+    def disconnect(self) -> None:
+        """End the shared connection, if there is one, so that the next call logs in anew."""
+        if self.socket.exists():
+            end_shared(self.socket)
+
+    def tool_environment(self, *, shared: bool = True, preamble: Path | None = None) -> dict[str, str]:
+        """The environment for a tool that calls `ssh`: ours comes first on its PATH.
+
+        `preamble`: a private file that goes ahead of the input of a `nix-daemon` on the host.
+        """
+        return environment() | {
+            "PATH": f"{self._shim(shared, preamble)}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        }
+
+    def _shim(self, shared: bool, preamble: Path | None) -> Path:
+        real = shutil.which("ssh")
+        if real is None:
+            raise NixaError("ssh is not there", hint="install the OpenSSH client")
+        kind = f"{'shared' if shared else 'plain'}-{self.strict:d}{'-fed' if preamble else ''}"
+        folder = self.folder / f"{self._tag}-{kind}-bin"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        script = folder / "ssh"
+        call = shlex.join((real, *self.options(shared=shared)))
+        text = f'#!/bin/sh\n{_feeding(preamble, call) if preamble else ""}exec {call} "$@"\n'
+        fresh = script.with_name(f".ssh-{os.getpid()}-{id(self)}")
+        fresh.write_text(text)
+        fresh.chmod(0o700)
+        fresh.replace(script)
+        return folder
+
+
+def _feeding(preamble: Path, call: str) -> str:
+    """The shell lets go of the output at once: a pipeline ends with its last part, and while ours
+    waits for more input, the tool would never see that ssh is gone."""
+    return (
+        'case " $* " in *" nix-daemon "*)\n'
+        "  exec 3<&0\n"
+        f'  {{ cat {shlex.quote(str(preamble))} && exec cat; }} <&3 3<&- | {call} "$@" 3<&- &\n'
+        "  exec 3<&- </dev/null >&-; wait $!; exit $?;;\nesac\n"
+    )
+
+
+def end_shared(socket: Path) -> None:
+    """End the shared connection of that socket. Where all is being stopped, whoever ends the rest
+    does it (cleanup_after_kill.py)."""
+    with contextlib.suppress(NixaError):
+        process.run(
+            ("ssh", "-o", f"ControlPath={socket}", "-O", "exit", "--", "gone"), deadline=5, check=False
+        )
+        socket.unlink(missing_ok=True)
+
+
+def environment() -> dict[str, str]:
+    """Ours, in the language that ssh's messages are told apart by, and without a graphical prompt."""
+    return {name: value for name, value in os.environ.items() if name != "SSH_ASKPASS"} | {"LC_ALL": "C"}
+
+
+_KINDS: Mapping[str, tuple[str, str, str]] = {
+    r"could not resolve hostname": (
+        "unknown",
+        "its name does not resolve",
+        "check `target` in hosts.toml, and this computer's DNS",
+    ),
+    r"connection refused": (
+        "refused",
+        "the connection is refused: nothing listens there",
+        "is sshd running, and is `port` right?",
+    ),
+    r"timed out|timeout, server|no route to host|network is unreachable|host is down": (
+        "timeout",
+        "it does not answer",
+        "is it switched on, is the address right, does a firewall drop the port?",
+    ),
+    r"permission denied|too many authentication failures|no such identity": (
+        "login",
+        "the login is refused",
+        "put your public key into its authorized_keys, or set `user` or `identity`",
+    ),
+    r"no matching (host key|key exchange|cipher)": (
+        "protocol",
+        "its sshd and this ssh have no algorithm in common",
+        "see `ssh -v` to it; update the older side",
+    ),
+    r"connection (closed|reset)|kex_exchange_identification|broken pipe|connection lost": (
+        "closed",
+        "it closed the connection",
+        "does sshd accept this user and address? its own log tells why",
+    ),
+}
+
+
+def explain(ssh: Ssh, tail: tuple[str, ...]) -> Unreachable:
+    """ssh's own words as one of a few kinds that a person treats differently."""
+    text = "\n".join(tail)
+    if re.search(r"host key verification failed|remote host identification has changed", text, re.IGNORECASE):
+        return Unreachable(
+            "hostkey",
+            "the host key is not the expected one",
+            host=ssh.host.name,
+            tail=tail,
+            hint=f"doit trust:{ssh.host.name}, if the machine was re-imaged",
+        )
+    where = f"{ssh.user}@{ssh.target}" + (f":{ssh.port}" if ssh.port else "")
+    for pattern, (kind, what, hint) in _KINDS.items():
+        if re.search(pattern, text, re.IGNORECASE):
+            return Unreachable(kind, f"{where}: {what}", host=ssh.host.name, tail=tail[-3:], hint=hint)
+    if not text.strip():  # a shared connection that dies says nothing
+        return Unreachable(
+            "lost",
+            f"{where}: the connection was lost",
+            host=ssh.host.name,
+            hint="is the machine still up, and the network? The same command goes on from where it was",
+        )
+    login = ("ssh", "-v", *(("-p", str(ssh.port)) if ssh.port else ()), f"{ssh.user}@{ssh.target}")
+    return Unreachable(
+        "ssh",
+        f"{where}: ssh failed",
+        host=ssh.host.name,
+        tail=tail,
+        hint=f"try it by hand: {process.paste(login)}",
+    )

@@ -1,0 +1,209 @@
+"""The image to the host, and the jump into it.
+
+Not a byte of it runs before the host itself has checked the very file that it unpacks: in one
+script, as root, right before unpacking, and once more the very bytes that `tar` was given. An
+upload that was cut goes on where it ended, once what is there has been compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nixa_tasks.errors import CommandFailed, NixaError
+from nixa_tasks.host.ssh import Ssh, Unreachable
+from nixa_tasks.image.compression import Compression
+from nixa_tasks.image.delivery.neighbours import Neighbours
+from nixa_tasks.image.delivery.on_host import FOLDER, good_prefix, look
+from nixa_tasks.image.delivery.pull import hand_on, pull
+from nixa_tasks.image.obtain import Obtained, damage_here
+from nixa_tasks.manifest.model import Deliver
+from nixa_tasks.process import run as process
+from nixa_tasks.process.pump import Sink
+
+Progress = Callable[[int, int | None], None]
+
+_CHUNK = 1 << 18
+_TRIES = 6
+_PAUSE_SECONDS = 2.0
+_UPLOAD_SECONDS = 6 * 3600.0
+_UNPACK_SECONDS = 1800.0
+_SPARE = 16 << 20  # what kexec/run adds to the initrd, and its log
+_WRONG_HASH, _NOT_UNPACKED, _NO_JUMP = 90, 91, 92
+_SENTENCE = "machine will boot into nixos"  # what kexec/run says once it is past returning
+
+_APPEND = f"""{FOLDER}
+exec cat >>"$1.part"
+"""
+_BOOT = f"""
+set -u; cd "$1" || exit 1; umask 077; top=$PWD
+end() {{ cd "$top" && rm -rf tree again again.sum; exit "$1"; }}  # root's files, which the login can't remove
+echo "$3  $2.part" | sha256sum -c - || exit {_WRONG_HASH}
+rm -rf tree again; mkdir tree; mkfifo again; cd tree || exit 1
+sha256sum <../again >../again.sum &
+(trap '' PIPE; exec tee ../again <"../$2.part" 2>/dev/null) | tar $4 -xf - || end {_NOT_UNPACKED}
+wait $!
+read -r sum _ <../again.sum
+[ "$sum" = "$3" ] || {{ echo "it changed while it was unpacked"; end {_WRONG_HASH}; }}
+[ -x kexec/run ] || end {_NOT_UNPACKED}
+TMPDIR=$PWD setsid sh -c '"$1" --kexec-extra-flags "$2" >../run.log 2>&1; echo $? >../run.status' sh "$PWD/kexec/run" "$5" &
+wait $!
+cat ../run.log
+grep -q '{_SENTENCE}' ../run.log || end {_NO_JUMP}
+"""
+_TAR = {
+    Compression.GZIP: ("-z", "gzip"),
+    Compression.XZ: ("-J", "xz"),
+    Compression.ZSTD: ("--zstd", "zstd"),
+    Compression.NONE: ("", "tar"),
+}  # tar's option, and the program that it needs
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """Where the image lies on the host."""
+
+    obtained: Obtained
+    folder: str
+
+
+def deliver(
+    ssh: Ssh,
+    obtained: Obtained,
+    *,
+    tools: tuple[str, ...],
+    neighbours: Neighbours,
+    turn: Callable[[], AbstractContextManager[None]],
+    progress: Progress,
+    downloaded: Callable[[int], None],
+    note: Callable[[str], None],
+    log: Sink,
+) -> Delivered:
+    """Get the file to the host, going on from what is there; where the image is to be pulled, hand it
+    on to the hosts that wait for it. An upload waits for its `turn`. `downloaded` is told how many bytes
+    the host itself got from upstream. The file is not trusted yet: `boot` checks it.
+
+    Raises NixaError where there is no room, Unreachable after several tries.
+    """
+    check_tools(ssh, obtained, tools)
+    folder = _have_room(ssh, obtained)
+    if obtained.image.deliver is Deliver.UPLOAD:
+        with turn():
+            _upload(ssh, obtained, progress=progress, note=note)
+        return Delivered(obtained, folder)
+    with neighbours.joined(obtained.sha256, ssh.host.name) as member:
+        if not pull(ssh, obtained, member, downloaded=downloaded, note=note, log=log):
+            note("the host can't fetch it from anywhere: uploading it")
+            with turn():
+                _upload(ssh, obtained, progress=progress, note=note)
+        hand_on(ssh, obtained, member, note=note)
+    return Delivered(obtained, folder)
+
+
+def check_tools(ssh: Ssh, obtained: Obtained, tools: tuple[str, ...]) -> None:
+    needed = ["sha256sum", "tar", _tar(obtained)[1]]
+    missing = [tool for tool in needed if tool not in tools]
+    if missing:
+        raise NixaError(
+            f"the machine lacks {', '.join(missing)}, which the image needs",
+            host=ssh.host.name,
+            hint=f"install {' '.join(missing)} there, or pin an image with another compression",
+        )
+
+
+def _tar(obtained: Obtained) -> tuple[str, str]:
+    return _TAR[Compression(obtained.summary.compression)]
+
+
+def _have_room(ssh: Ssh, obtained: Obtained) -> str:
+    seen = look(ssh, obtained)
+    needed = obtained.path.stat().st_size + obtained.summary.unpacked + _SPARE
+    if seen.free < needed - seen.size:
+        raise NixaError(
+            f"the image needs {needed >> 20} MiB in {seen.folder}, and {seen.free >> 20} MiB are free",
+            host=ssh.host.name,
+            hint="make room there",
+        )
+    return seen.folder
+
+
+def _upload(ssh: Ssh, obtained: Obtained, *, progress: Progress, note: Callable[[str], None]) -> None:
+    size = obtained.path.stat().st_size
+    for attempt in range(_TRIES):
+        try:
+            start = good_prefix(ssh, obtained)
+            if start:
+                note(f"going on at {start >> 20} MiB: the host has that much of it")
+            progress(start, size)
+            if start < size:
+                ssh.run(
+                    _APPEND,
+                    obtained.sha256,
+                    deadline=_UPLOAD_SECONDS,
+                    stdin=_chunks(obtained.path, start, progress),
+                    what="upload",
+                )
+            if look(ssh, obtained).size == size:
+                progress(size, size)
+                return
+        except (Unreachable, CommandFailed) as error:
+            if attempt + 1 == _TRIES or (
+                isinstance(error, CommandFailed) and "space" in " ".join(error.tail).lower()
+            ):
+                raise
+            note(f"the upload was cut ({error.what}); trying again")
+            ssh.disconnect()
+            process.sleep(_PAUSE_SECONDS * (attempt + 1))
+    raise NixaError(
+        "the upload did not become whole", host=ssh.host.name, hint=f"doit deploy:{ssh.host.name}"
+    )
+
+
+def _chunks(path: Path, start: int, progress: Progress) -> Iterator[bytes]:
+    total = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(start)
+        while chunk := file.read(_CHUNK):
+            yield chunk
+            progress(file.tell(), total)
+
+
+def boot(ssh: Ssh, delivered: Delivered, *, extra_flags: str, log: Sink) -> None:
+    """Check, unpack and run it, as root. Returns once the host said that it will jump.
+
+    Raises NixaError; nothing ran then, or `kexec/run` said why it can't.
+    """
+    obtained = delivered.obtained
+    name = ssh.host.name
+    try:
+        ssh.run(
+            _BOOT,
+            delivered.folder,
+            obtained.sha256,
+            obtained.sha256,
+            _tar(obtained)[0],
+            extra_flags,
+            root=True,
+            deadline=_UNPACK_SECONDS,
+            sink=log,
+            what="kexec",
+        )
+    except CommandFailed as error:
+        match error.status:
+            case 90:
+                what = "the image on the host is not the pinned one; nothing of it ran"
+                hint = damage_here(obtained) or "it was damaged on the way or on the host's disk"
+                hint += f"\ntry again: doit deploy:{name}"
+            case 91:
+                what, hint = (
+                    "the image could not be unpacked there; nothing of it ran",
+                    "is the host's disk full?",
+                )
+            case 92:
+                what = "kexec/run did not boot the installer"
+                hint = "see what it says; `kexec_extra_flags` in hosts.toml go to kexec, and Secure Boot must be off"
+            case _:
+                raise
+        raise NixaError(what, host=name, tail=error.tail, hint=hint) from error

@@ -1,0 +1,262 @@
+"""All attempts at one source: resume, retry, verify; never a bad file, never a lost good byte."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nixa_tasks.image import github
+from nixa_tasks.image.cache.cache import Cache, Note, Progress
+from nixa_tasks.image.cache.entry import Entry
+from nixa_tasks.image.cache.kept import Kept
+from nixa_tasks.image.cache.names import suffix_of
+from nixa_tasks.image.download.follower import Follower
+from nixa_tasks.image.download.http import Wire
+from nixa_tasks.image.download.limits import Limits
+from nixa_tasks.image.download.part import Part
+from nixa_tasks.image.download.request import plan
+from nixa_tasks.image.download.transfer import Transfer
+from nixa_tasks.image.download.words import wrong_file
+from nixa_tasks.image.errors import (
+    ContentChanged,
+    DiskFull,
+    NotModified,
+    RangesBroken,
+    SourceError,
+)
+from nixa_tasks.manifest.model import UrlImage
+from nixa_tasks.process.run import sleep
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
+_SPARE = 1 << 20
+
+
+@dataclass(slots=True)
+class Download:
+    """One source of one image. `until` is the total deadline, of the monotonic clock."""
+
+    url: str
+    image: UrlImage
+    cache: Cache
+    progress: Progress
+    note: Note
+    limits: Limits
+    until: float
+    api: str | None = None
+    _serves_ranges: bool = True
+    _last: Transfer | None = None
+    _unframed_end: int | None = None
+
+    def run(self) -> Path:
+        """The verified file. Raises SourceError, DiskFull, FetchError, Interrupted, OSError."""
+        changes, source = 0, None
+        with Wire(self.limits) as wire, contextlib.ExitStack() as stack:
+            while True:
+                part = Part(self.cache.file(self.image.sha256, ".part"))
+                part.source = source if source is not None and part.kept else part.source
+                stack.callback(part.close)
+                follower = Follower(part)
+                stack.callback(follower.stop)
+                try:
+                    self._fill(wire, part)
+                    done = self._verify(wire, part, follower)
+                except ContentChanged:
+                    done, changes = None, changes + 1
+                    self._kept.set_aside(part)
+                    self.note(f"{self.url}: has another file than what is kept of it; fetching all of that")
+                    if changes > self.limits.tries:
+                        self._kept.bring_back(part)
+                        raise SourceError(f"{self.url}: changes all the time", url=self.url) from None
+                except SourceError:
+                    self._kept.bring_back(part)
+                    raise
+                if done is not None:
+                    return done
+                source = part.source if part.kept else None
+                stack.close()
+
+    def run_unpinned(self) -> tuple[Path, str]:
+        """Whatever the source has now, in the cache under its own hash: the file, and that hash."""
+        with Wire(self.limits) as wire, contextlib.ExitStack() as stack:
+            part = Part(self.cache.file(self.image.sha256, ".part"))
+            stack.callback(part.close)
+            if part.kept and not part.origin.validator:
+                part.restart()  # nothing would tell that the kept bytes are of the same file
+            follower = Follower(part)
+            stack.callback(follower.stop)
+            try:
+                self._fill(wire, part)
+            except ContentChanged:
+                part.restart()
+                raise SourceError(
+                    f"{self.url}: changed while it was fetched", url=self.url, hint="try again"
+                ) from None
+            digest = follower.finish(part.prefix)
+            part.sync()
+            part.close()
+            return self._finish(part, digest), digest
+
+    @property
+    def _kept(self) -> Kept:
+        return Kept(self.cache, self.image.sha256)
+
+    # --- until it is whole
+
+    def _fill(self, wire: Wire, part: Part) -> None:
+        """Attempts with back-off, until the part is whole. A try that brought bytes is not counted."""
+        from tenacity import Retrying, retry_if_exception
+
+        failures = 0
+        before = part.kept
+
+        def is_worth_it(error: BaseException) -> bool:
+            nonlocal failures, before
+            failures = 1 if part.kept > before else failures + 1
+            before = part.kept
+            return isinstance(error, SourceError) and error.is_transient
+
+        def pause(state: RetryCallState) -> float:
+            return _pause(self.limits, failures, _error(state))
+
+        def say(state: RetryCallState) -> None:
+            error = _error(state)
+            seconds = state.next_action.sleep if state.next_action else 0.0
+            self.note(f"{error.what if error else self.url}; trying again in {seconds:.1f} s")
+
+        for attempt in Retrying(
+            retry=retry_if_exception(is_worth_it),
+            stop=lambda _state: failures >= self.limits.tries or time.monotonic() > self.until,
+            wait=pause,
+            sleep=sleep,
+            before_sleep=say,
+            reraise=True,
+        ):
+            with attempt:
+                self._attempt(wire, part)
+
+    def _attempt(self, wire: Wire, part: Part) -> None:
+        if part.is_whole:
+            return
+        part.comes_from(self.url)
+        asked = plan(
+            part,
+            self.url,
+            serves_ranges=self._serves_ranges,
+            unless="" if part.kept else self._kept.wrong_etag(self.url),
+        )
+        if asked.is_ranged:
+            self.note(f"going on at {part.kept >> 20} MiB")
+        transfer = Transfer(wire, self.url, part, self.limits, self.until, self.progress, self._have_room)
+        self._last = transfer
+        try:
+            transfer.run(asked)
+        except RangesBroken:
+            self._serves_ranges = False
+            raise SourceError(f"{self.url}: serves no ranges", url=self.url, is_transient=True) from None
+        except NotModified:
+            raise self._still_wrong(wire) from None
+        except SourceError as error:
+            if error.status != 416:
+                raise
+            part.told(replace(part.origin, size=part.prefix))
+        if not part.is_whole:
+            raise SourceError(f"{self.url}: something is missing still", url=self.url, is_transient=True)
+
+    def _have_room(self, part: Part, size: int | None) -> None:
+        disk = os.statvfs(self.cache.folder)
+        free = disk.f_bavail * disk.f_frsize
+        needed = (size or 0) - part.kept
+        if needed + _SPARE > free:
+            raise DiskFull(
+                f"{self.cache.folder} has {free >> 20} MiB free, and {needed >> 20} MiB are still to come",
+                hint="make room there (doit gc removes images that nothing pins),\n"
+                "or move the cache by [fleet] cache or NIXA_CACHE",
+            )
+
+    # --- whether it is right
+
+    def _verify(self, wire: Wire, part: Part, follower: Follower) -> Path | None:
+        """The finished file; None where it has to be fetched again. Raises WrongFile."""
+        size = part.prefix
+        self.progress(size, size)
+        digest = follower.finish(size)
+        if digest == self.image.sha256:
+            part.sync()
+            part.close()
+            return self._finish(part, digest)
+        if self._may_be_cut(size):
+            self.note(f"{self.url}: the answer told no length and may have been cut; asking for more")
+            part.told(replace(part.origin, size=None))
+            return None
+        if part.source != self.url:
+            # Some of it was here before, or came from elsewhere: only a file of one piece is a proof.
+            self.note(f"{self.url}: with what was kept, it is not the pinned file; fetching all of it")
+            follower.stop()
+            part.restart()
+            return None
+        origin, encoding = part.origin, self._last.told.encoding if self._last else ""
+        self._kept.keep_wrong(part, digest, size, self.url)
+        raise wrong_file(
+            self.url,
+            self.image.name,
+            self.image.sha256,
+            digest,
+            size,
+            origin,
+            upstream=self._upstream(wire),
+            encoding=encoding,
+        )
+
+    def _may_be_cut(self, size: int) -> bool:
+        """Whether the end of the body may have been a cut: it told no length, and ended here for the
+        first time."""
+        if self._last is None or self._last.told.is_framed or self._unframed_end == size:
+            return False
+        self._unframed_end = size
+        return True
+
+    def _finish(self, part: Part, digest: str) -> Path:
+        origin = part.origin
+        entry = Entry(url=self.url, etag=origin.etag, last_modified=origin.last_modified)
+        path = self.cache.adopt(part.path, digest, suffix_of(self.image.url), entry)
+        self._kept.forget()
+        return path
+
+    def _still_wrong(self, wire: Wire) -> SourceError:
+        got, size, origin = self._kept.wrong()
+        return wrong_file(
+            self.url, self.image.name, self.image.sha256, got, size, origin,
+            upstream=self._upstream(wire), encoding="",
+        )  # fmt: skip
+
+    def _upstream(self, wire: Wire) -> str:
+        """What GitHub says of the file, where it is one of its releases'; "" otherwise."""
+        wanted = github.asset(self.url)
+        if wanted is None:
+            return ""
+        try:
+            said = github.ask(wire, wanted, self.api)
+        except SourceError:
+            return ""
+        digest = f", digest sha256:{said.sha256}" if said.sha256 else ""
+        return f"GitHub updated_at {said.updated_at or 'unknown'}{digest}"
+
+
+def _error(state: RetryCallState) -> SourceError | None:
+    error = state.outcome.exception() if state.outcome else None
+    return error if isinstance(error, SourceError) else None
+
+
+def _pause(limits: Limits, failures: int, error: SourceError | None) -> float:
+    """Seconds before the next try: doubled each time, with jitter, at least what the server asked."""
+    import random
+
+    longest = min(limits.pause * 2.0 ** max(0, failures - 1), limits.longest_pause)
+    asked = min(error.retry_after or 0.0, limits.retry_after) if error else 0.0
+    return max(asked, random.uniform(longest / 2, longest))  # noqa: S311 - only spreads load

@@ -1,0 +1,1 @@
+"""The local Nix: its commands, versions and errors."""

@@ -1,0 +1,186 @@
+"""What the pinned URL gives now."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nixa_tasks.image import pin
+from nixa_tasks.image.cache.cache import Cache
+from nixa_tasks.image.download.fetch import FetchError, WrongFile
+from nixa_tasks.image.errors import SourceError
+from nixa_tasks.image.pin import Found, State
+from nixa_tasks.manifest.model import UrlImage
+
+from .image_server import QUICK, ImageServer, Try, content, image_of, serving, sha256
+
+OLD, NEW = content(400_000, 1), content(400_000, 2)
+ASSET = "https://github.com/nix-community/nixos-images/releases/download/nixos-25.11/image.tar.gz"
+RELEASE = "/repos/nix-community/nixos-images/releases/tags/nixos-25.11"
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> Try:
+    return Try(Cache(tmp_path / "cache"))
+
+
+def look(attempt: Try, image: UrlImage) -> Found:
+    return pin.look(
+        image,
+        cache=attempt.cache,
+        progress=lambda done, total: attempt.steps.append((done, total)),
+        note=attempt.notes.append,
+        limits=QUICK,
+    )
+
+
+def test_the_new_file_is_found_and_never_fetched_again(attempt: Try) -> None:
+    with serving(NEW) as server:
+        image = image_of(server, OLD)
+        found = look(attempt, image)
+        assert (found.sha256, found.size) == (sha256(NEW), len(NEW))
+        assert attempt.fetch(replace(image, sha256=found.sha256)).read_bytes() == NEW
+        assert server.served == len(NEW)
+
+
+def test_after_a_mismatch_pinning_fetches_nothing(attempt: Try) -> None:
+    with serving(NEW) as server:
+        image = image_of(server, OLD)
+        with pytest.raises(WrongFile):
+            attempt.fetch(image)
+        assert look(attempt, image).sha256 == sha256(NEW)
+        assert server.served == len(NEW)
+
+
+def test_an_unchanged_file_is_told_by_its_etag(attempt: Try) -> None:
+    with serving(OLD) as server:
+        image = image_of(server, OLD)
+        attempt.fetch(image)
+        assert look(attempt, image).sha256 == image.sha256
+        assert server.served == len(OLD)
+
+
+def test_pinning_goes_on_after_a_cut(attempt: Try) -> None:
+    with serving(NEW) as server:
+        server.do.cuts = [100_000, 200_000]
+        assert look(attempt, image_of(server, OLD)).sha256 == sha256(NEW)
+        assert server.served == len(NEW)
+
+
+def test_a_page_is_never_pinned(attempt: Try) -> None:
+    with serving(b"<!DOCTYPE html><html>") as server, pytest.raises(FetchError, match="web page"):
+        look(attempt, image_of(server, OLD))
+
+
+def test_a_file_of_this_machine(attempt: Try, tmp_path: Path) -> None:
+    carried = tmp_path / "x.tar.gz"
+    carried.write_bytes(NEW)
+    assert look(attempt, UrlImage("i", carried.as_uri(), sha256(OLD))).sha256 == sha256(NEW)
+
+
+def release(server: ImageServer, digest: str | None, name: str = "image.tar.gz") -> None:
+    said = {"name": name, "size": len(NEW), "updated_at": "2026-07-14T10:00:00Z", "digest": digest}
+    server.do.answers[RELEASE] = json.dumps({"assets": [{"name": "other"}, said]}).encode()
+
+
+@pytest.fixture
+def github(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token, so that its use is seen."""
+    monkeypatch.setenv("GITHUB_TOKEN", "a-token")
+
+
+def through(server: ImageServer, monkeypatch: pytest.MonkeyPatch) -> UrlImage:
+    """The asset's real URL, answered by the server: by plain http through a proxy."""
+    monkeypatch.setenv("NIXA_GITHUB_API", server.base)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("http_proxy", server.base)
+    return UrlImage("i", ASSET.replace("https:", "http:"), sha256(OLD))
+
+
+@pytest.mark.usefixtures("github")
+def test_githubs_digest_is_checked_against_the_download(
+    attempt: Try, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(NEW) as server:
+        image = through(server, monkeypatch)
+        release(server, f"sha256:{sha256(NEW)}")
+        found = look(attempt, image)
+        assert found.sha256 == sha256(NEW)
+        assert "GitHub" in found.source
+        assert server.asked[0].headers["Authorization"] == "Bearer a-token"
+        assert all("Authorization" not in one.headers for one in server.asked if one.path != RELEASE)
+        release(server, f"sha256:{sha256(OLD)}")
+        with pytest.raises(WrongFile):
+            look(attempt, image)
+
+
+def test_a_digest_in_the_cache_needs_no_download(attempt: Try, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(OLD) as server:
+        image = through(server, monkeypatch)
+        release(server, f"sha256:{sha256(OLD)}")
+        attempt.fetch(image)
+        look(attempt, image)
+        assert [one.path for one in server.asked].count(RELEASE) == 1
+        assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("digest", [None, "", "sha512:00", "sha256:zz"])
+def test_an_asset_without_a_digest_is_told_by_its_bytes(
+    attempt: Try, monkeypatch: pytest.MonkeyPatch, digest: str | None
+) -> None:
+    with serving(NEW) as server:
+        image = through(server, monkeypatch)
+        release(server, digest)
+        assert look(attempt, image).sha256 == sha256(NEW)
+
+
+def test_a_mismatch_tells_what_github_says(attempt: Try, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(NEW) as server:
+        image = through(server, monkeypatch)
+        release(server, f"sha256:{sha256(NEW)}")
+        with pytest.raises(WrongFile, match="GitHub updated_at 2026-07-14") as caught:
+            attempt.fetch(image)
+        assert f"digest sha256:{sha256(NEW)}" in caught.value.render()
+
+
+@pytest.mark.parametrize("answer", [b"[]", b"{", b'{"assets": 5}', b'{"assets": [1]}', b""])
+def test_an_odd_answer_of_the_api_is_an_error_of_ours(
+    attempt: Try, monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    with serving(NEW) as server:
+        image = through(server, monkeypatch)
+        server.do.answers[RELEASE] = answer
+        with pytest.raises(SourceError):
+            look(attempt, image)
+
+
+def test_check_tells_current_from_out_of_date_without_fetching(
+    attempt: Try, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(NEW) as server:
+        image = through(server, monkeypatch)
+        release(server, f"sha256:{sha256(NEW)}")
+        current = replace(image, name="j", sha256=sha256(NEW))
+        verdicts = [pin.check(one, cache=attempt.cache, limits=QUICK) for one in (image, current)]
+        assert [one.state for one in verdicts] == [State.OUT_OF_DATE, State.CURRENT]
+        assert "doit pin:i" in verdicts[0].text
+        assert server.served <= 2 * len(server.do.answers[RELEASE])
+
+
+def test_check_by_what_the_server_says_of_the_file(attempt: Try) -> None:
+    with serving(OLD) as server:
+        image = image_of(server, OLD)
+        assert pin.check(image, cache=attempt.cache, limits=QUICK).state is State.UNKNOWN
+        attempt.fetch(image)
+        assert pin.check(image, cache=attempt.cache, limits=QUICK).state is State.CURRENT
+        server.do.etag = '"v2"'
+        assert pin.check(image, cache=attempt.cache, limits=QUICK).state is State.UNKNOWN
+        server.do.body = NEW[:-1]
+        verdict = pin.check(image, cache=attempt.cache, limits=QUICK)
+        assert verdict.is_outdated
+        server.do.statuses = [(500, {})]
+        assert pin.check(image, cache=attempt.cache, limits=QUICK).state is State.UNKNOWN
+        assert len(server.gets) == 1

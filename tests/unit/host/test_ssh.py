@@ -1,0 +1,87 @@
+"""The one ssh command line, and ssh's own words told apart."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nixa_tasks.host.ssh import Ssh, explain
+from nixa_tasks.manifest.model import Host
+
+HOST = Host("web1", "203.0.113.1", port=2222, identity=Path("/k"), ssh_options=("ProxyCommand=nc %h %p",))
+
+
+def test_the_pins_come_before_the_hosts_own_options() -> None:
+    words = Ssh.to(HOST, Path("/run/x")).command("true")
+    assert words.index("StrictHostKeyChecking=yes") < words.index("ProxyCommand=nc %h %p")
+    assert words.index("UserKnownHostsFile=" + str(Ssh.to(HOST, Path("/run/x")).known_hosts)) < words.index(
+        "-i"
+    )
+
+
+def test_an_option_with_blanks_stays_one_word() -> None:
+    assert "ProxyCommand=nc %h %p" in Ssh.to(HOST, Path("/run/x")).command("true")
+
+
+def test_the_target_can_not_be_read_as_an_option() -> None:
+    words = Ssh.to(HOST, Path("/run/x")).command("true")
+    assert words[words.index("--") + 1] == HOST.target
+
+
+def test_two_addresses_of_one_host_share_no_socket() -> None:
+    here = Ssh.to(HOST, Path("/run/x"))
+    assert here.socket != replace(here, target="203.0.113.2").socket
+    assert len(str(here.socket)) < 90
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("ssh: connect to host x port 22: Connection refused", "refused"),
+        ("ssh: connect to host x port 22: Connection timed out", "timeout"),
+        ("ssh: connect to host x port 22: No route to host", "timeout"),
+        ("ssh: Could not resolve hostname x: Name or service not known", "unknown"),
+        ("Host key verification failed.", "hostkey"),
+        ("root@x: Permission denied (publickey).", "login"),
+        ("kex_exchange_identification: Connection closed by remote host", "closed"),
+        ("Unable to negotiate with x: no matching host key type found.", "protocol"),
+        ("something else", "ssh"),
+        ("", "lost"),
+    ],
+)
+def test_ssh_failures_are_told_apart(said: str, kind: str) -> None:
+    error = explain(Ssh.to(HOST, Path("/run/x")), (said,))
+    assert error.kind == kind
+    assert error.hint
+    assert error.host == "web1"
+
+
+def test_a_tool_sees_at_once_that_an_ssh_behind_a_password_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it waits for an answer and has nothing to send, as in a long build on the host."""
+    real = tmp_path / "bin/ssh"
+    real.parent.mkdir()
+    real.write_text("#!/bin/sh\nhead -n 2; exit 255\n")
+    real.chmod(0o755)
+    monkeypatch.setenv("PATH", str(real.parent), prepend=":")
+    preamble = tmp_path / "preamble"
+    preamble.write_text("password\n\n")
+    env = Ssh.to(HOST, tmp_path).tool_environment(preamble=preamble)
+    with subprocess.Popen(
+        ("sh", "-c", 'exec ssh "$@"', "sh", "h", "sudo nix-daemon --stdio"),
+        env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as tool:  # fmt: skip
+        assert tool.stdout is not None
+        timer = threading.Timer(20, tool.kill)
+        timer.start()
+        assert tool.stdout.read() == b"password\n\n"
+        assert timer.is_alive(), "the output stayed open although ssh is gone"
+        timer.cancel()
+        assert tool.stdin is not None
+        tool.stdin.close()
+        assert tool.wait(20) == 255
