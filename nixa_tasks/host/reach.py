@@ -45,7 +45,9 @@ def run_folder() -> Iterator[Path]:
         try:
             yield folder
         finally:
-            if not process.is_stopping():  # else nothing can be started any more: cleanup_after_kill.py ends them
+            if (
+                not process.is_stopping()
+            ):  # else nothing can be started any more: cleanup_after_kill.py ends them
                 for path in filter(Path.is_socket, folder.glob("*")):
                     end_shared(path)
 

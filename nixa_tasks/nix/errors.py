@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from nixa_tasks.errors import CommandFailed
-from nixa_tasks.process.run import TAIL_LINES
+from nixa_tasks.process.pump import TAIL_LINES
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\r")
 _ERROR = re.compile(r"^\s*error:\s*(?P<text>.*)$")

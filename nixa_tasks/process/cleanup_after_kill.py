@@ -14,7 +14,7 @@ from typing import IO
 
 # Lines that it reads: `+ PID` a session began, `- PID` it ended, `folder PATH` the private folder
 # of a run: it holds the sockets of shared connections, keys and secrets.
-EXECUTOR = (
+CLEANER = (
     "sh",
     "-c",
     """
@@ -61,8 +61,8 @@ done
 )
 
 
-class Will:
-    """The pipe to the executor. Writing never fails: without it, only a killed nixa leaves more."""
+class Cleanup:
+    """The pipe to the cleaner. Writing never fails: without it, only a killed nixa leaves more."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._pipe = pipe
@@ -70,7 +70,7 @@ class Will:
     def add(self, pid: int) -> None:
         self._write(f"+ {pid}")
 
-    def strike_out(self, pid: int) -> None:
+    def forget(self, pid: int) -> None:
         self._write(f"- {pid}")
 
     def add_folder(self, folder: Path) -> None:

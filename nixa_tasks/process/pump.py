@@ -12,9 +12,11 @@ import selectors
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import IO, Protocol
 
 Sink = Callable[[str], None]
+TAIL_LINES = 12
 _READ_SIZE = 1 << 16
 _LONGEST_LINE = 1 << 16  # characters; more without an end is given as it is, lest it fill the memory
 _LEFT_BEHIND_SECONDS = 0.5
@@ -56,30 +58,32 @@ def chunks_of(stdin: bytes | Iterator[bytes] | IO[bytes] | None) -> Iterator[byt
     return iter(stdin)
 
 
-def pump(
-    child: Piped,
-    chunks: Iterator[bytes],
-    until: float,
-    kept: bytearray,
-    max_stdout: int,
-    tail: deque[str],
-    sink: Sink | None,
-    sink_stdout: bool,
-    limit: int | None,
-) -> None:
+@dataclass(slots=True)
+class Collected:
+    """What a process printed so far. `limit` bounds both outputs together, `keep` what is kept of
+    standard output; both in bytes."""
+
+    sink: Sink | None = None
+    sink_stdout: bool = True
+    keep: int = 64 << 20
+    limit: int | None = None
+    stdout: bytearray = field(default_factory=bytearray)
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+    seen: int = 0
+
+    def line(self, text: str) -> None:
+        self.tail.append(text)
+        if self.sink is not None:
+            self.sink(text)
+
+
+def pump(child: Piped, chunks: Iterator[bytes], until: float, collected: Collected) -> None:
     """Move bytes both ways until both outputs are closed.
 
-    Raises TimeoutError past `until`, OverflowError where the two outputs hold more than `limit` bytes.
+    Raises TimeoutError past `until`, OverflowError where the two outputs exceed `collected.limit`.
     """
-    seen = 0
-
-    def emit(line: str) -> None:
-        tail.append(line)
-        if sink is not None:
-            sink(line)
-
-    out_lines = Lines(emit if sink_stdout else lambda _line: None)
-    err_lines = Lines(emit)
+    out_lines = Lines(collected.line if collected.sink_stdout else lambda _line: None)
+    err_lines = Lines(collected.line)
     pending = memoryview(b"")
     with selectors.DefaultSelector() as ready:
         for pipe, lines in ((child.stdout, out_lines), (child.stderr, err_lines)):
@@ -103,11 +107,11 @@ def pump(
                 key.data.feed(data, final=not data)
                 if not data:
                     ready.unregister(key.fileobj)
-                seen += len(data)
-                if limit is not None and seen > limit:
+                collected.seen += len(data)
+                if collected.limit is not None and collected.seen > collected.limit:
                     raise OverflowError
                 if data and key.data is out_lines:
-                    kept += data[: max(0, max_stdout - len(kept))]
+                    collected.stdout += data[: max(0, collected.keep - len(collected.stdout))]
 
 
 def _feed(

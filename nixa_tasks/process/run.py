@@ -1,6 +1,6 @@
 """The one way to run a process.
 
-Every process gets a session of its own (process/sessions.py), a deadline, and a sink for its lines that is
+Every process gets a session of its own (sessions.py), a deadline, and a sink for its lines that is
 fed as they come, so that a hang leaves a log.
 """
 
@@ -14,19 +14,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from nixa_tasks.errors import CommandFailed, DeadlinePassed, Interrupted, NixaError
-from nixa_tasks.process.pump import Sink, chunks_of, pump
+from nixa_tasks.process.clock import SystemClock
+from nixa_tasks.process.pump import Collected, Sink, chunks_of, pump
 from nixa_tasks.process.sessions import Sessions, end, signal_group
 
 Argv = tuple[str, ...]
+Stdin = bytes | Iterator[bytes] | IO[bytes]
 
-TAIL_LINES = 12
 _LONGEST_LINE = 4096  # bytes, of a command that is held
-_MOST_SAID = 1 << 20
+_MOST_HELD_OUTPUT = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,34 +49,285 @@ class Completed:
         return self.status == 0
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a command runs: its folder, and its whole environment (None: as ours)."""
+
+    cwd: Path | None = None
+    env: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What becomes of a command's output.
+
+    `sink` gets every line of standard error, and of standard output if `sink_stdout`. Standard
+    output is kept up to `keep` bytes; a command that prints more than `limit` bytes is ended.
+    """
+
+    sink: Sink | None = None
+    sink_stdout: bool = True
+    keep: int = 64 << 20
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What a held command reads: `first` at once, then `beat` every `every` seconds."""
+
+    beat: bytes
+    every: float
+    first: bytes = b""
+
+
+_HERE, _KEPT = Place(), Output()
+
+
+class Processes(Protocol):
+    """Runs commands; all that nixa starts is started through this."""
+
+    def run(
+        self,
+        argv: Argv,
+        *,
+        deadline: float,
+        stdin: Stdin | None = None,
+        place: Place = _HERE,
+        output: Output = _KEPT,
+        check: bool = True,
+        host: str | None = None,
+        what: str | None = None,
+    ) -> Completed:
+        """Run a command to its end, within `deadline` seconds.
+
+        `stdin` is bytes, an iterator of chunks (written as the process takes them), or an open file;
+        `what` names the step in an error.
+
+        Raises CommandFailed (with `check`), DeadlinePassed, Interrupted, and NixaError where the
+        program can't be started or exceeds `output.limit`.
+        """
+        ...
+
+    def hold(
+        self,
+        argv: Argv,
+        *,
+        is_ready: Callable[[str], bool],
+        deadline: float,
+        heartbeat: Heartbeat,
+        place: Place = _HERE,
+        host: str | None = None,
+        what: str,
+    ) -> contextlib.AbstractContextManager[None]:
+        """Keep a command running for as long as the body runs: a lock that a live process holds.
+
+        The body starts once `is_ready` accepts a line of the output, within `deadline` seconds. The
+        heartbeat tells the other end that the holder lives. Raises CommandFailed where it ends
+        first, DeadlinePassed, Interrupted.
+        """
+        ...
+
+    def is_stopping(self) -> bool:
+        """Whether everything is being stopped: long waits look at it and give up."""
+        ...
+
+    def remove_at_death(self, folder: Path) -> None:
+        """Have this run's private folder removed, and the shared connections in it ended, also where
+        this process is killed."""
+        ...
+
+
 def paste(argv: Argv) -> str:
     """The command as a person can paste it into a shell."""
     return shlex.join(argv)
 
 
-_sessions = Sessions()
+class LocalProcesses:
+    """Processes of this machine, each in a session of its own."""
+
+    def __init__(self) -> None:
+        self._sessions = Sessions()
+        self.clock = SystemClock(self._sessions.stopped)
+
+    def remove_at_death(self, folder: Path) -> None:
+        self._sessions.cleanup.add_folder(folder)
+
+    def is_stopping(self) -> bool:
+        return self._sessions.stopped.is_set()
+
+    def stop_all(self) -> None:
+        """End all that was started, first asking, then by force; from now on nothing can be started."""
+        self._sessions.stop_all()
+
+    def run(
+        self,
+        argv: Argv,
+        *,
+        deadline: float,
+        stdin: Stdin | None = None,
+        place: Place = _HERE,
+        output: Output = _KEPT,
+        check: bool = True,
+        host: str | None = None,
+        what: str | None = None,
+    ) -> Completed:
+        """See Processes.run."""
+        what = what or Path(argv[0]).name
+        started = time.monotonic()
+        child = self._start(argv, place, _pipe_for(stdin), subprocess.PIPE, host, what)
+        collected = Collected(
+            sink=output.sink, sink_stdout=output.sink_stdout, keep=output.keep, limit=output.limit
+        )
+        try:
+            chunks = iter(()) if _is_file(stdin) else chunks_of(stdin)
+            pump(child, chunks, started + deadline, collected)
+            status = child.wait(max(0.1, started + deadline - time.monotonic()))
+        except (TimeoutError, subprocess.TimeoutExpired):
+            end(child)
+            tail = tuple(collected.tail)
+            raise DeadlinePassed(f"{what}: timed out after {deadline:g} s", host=host, tail=tail) from None
+        except OverflowError:
+            end(child)
+            tail = tuple(collected.tail)
+            most = f"{output.limit or 0:,} bytes"
+            raise NixaError(
+                f"{what}: ended, since it printed more than {most}", host=host, tail=tail
+            ) from None
+        except BaseException:
+            end(child)
+            raise
+        finally:
+            self._finish(child)
+        done = Completed(
+            argv, status, bytes(collected.stdout), tuple(collected.tail), time.monotonic() - started
+        )
+        if status != 0 and self.is_stopping():
+            raise Interrupted(f"{what}: stopped", host=host)
+        if check and status != 0:
+            ended = f"signal {-status}" if status < 0 else f"status {status}"
+            raise CommandFailed(
+                f"{what}: ended with {ended}", argv=argv, status=status, host=host, tail=done.tail
+            )
+        return done
+
+    @contextlib.contextmanager
+    def hold(
+        self,
+        argv: Argv,
+        *,
+        is_ready: Callable[[str], bool],
+        deadline: float,
+        heartbeat: Heartbeat,
+        place: Place = _HERE,
+        host: str | None = None,
+        what: str,
+    ) -> Iterator[None]:
+        """See Processes.hold."""
+        child = self._start(argv, place, subprocess.PIPE, subprocess.STDOUT, host, what)
+        held = _Held(child, is_ready, heartbeat)
+        held.start()
+        try:
+            until = time.monotonic() + deadline
+            while not held.ready.wait(0.02):
+                if held.over.is_set():
+                    raise CommandFailed(
+                        f"{what}: ended too soon",
+                        argv=argv,
+                        status=child.wait(),
+                        host=host,
+                        tail=tuple(held.tail),
+                    )
+                if time.monotonic() > until:
+                    raise DeadlinePassed(
+                        f"{what}: timed out after {deadline:g} s", host=host, tail=tuple(held.tail)
+                    )
+                self.clock.sleep(0.0)
+            yield
+        finally:
+            held.over.set()
+            end(child)
+            self._finish(child)
+
+    def _start(
+        self, argv: Argv, place: Place, stdin: int | IO[bytes], stderr: int, host: str | None, what: str
+    ) -> subprocess.Popen[bytes]:
+        try:
+            return self._sessions.start(
+                argv, place.env, cwd=place.cwd, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr
+            )
+        except FileNotFoundError as error:
+            missing = error.filename if error.filename != str(place.cwd) else argv[0]
+            raise NixaError(
+                f"{what}: {missing} not found", host=host, hint=f"install {missing}, or put it on PATH"
+            ) from error
+        except OSError as error:
+            raise NixaError(f"{what}: can't start {argv[0]}: {error.strerror}", host=host) from error
+
+    def _finish(self, child: subprocess.Popen[bytes]) -> None:
+        for pipe in (child.stdin, child.stdout, child.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    pipe.close()
+        self._sessions.forget(child)
 
 
-def remove_at_death(folder: Path) -> None:
-    """Have this run's private folder removed, and the shared connections in it ended, also where this
-    process is killed."""
-    _sessions.will.add_folder(folder)
+def _is_file(stdin: Stdin | None) -> bool:
+    return stdin is not None and not isinstance(stdin, bytes) and hasattr(stdin, "fileno")
 
 
-def is_stopping() -> bool:
-    """Whether `stop_all` was called: long waits look at it and give up."""
-    return _sessions.stopped.is_set()
+def _pipe_for(stdin: Stdin | None) -> int | IO[bytes]:
+    if stdin is None:
+        return subprocess.DEVNULL
+    return stdin if _is_file(stdin) else subprocess.PIPE  # type: ignore[return-value]  # a file, by _is_file
 
 
-def stop_all() -> None:
-    """End all that was started, first asking, then by force; from now on nothing can be started."""
-    _sessions.stop_all()
+@dataclass(slots=True)
+class _Held:
+    """The two threads of a held command: one reads what it prints, one keeps its heart beating."""
+
+    child: subprocess.Popen[bytes]
+    is_ready: Callable[[str], bool]
+    heartbeat: Heartbeat
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=12))
+    ready: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def start(self) -> None:
+        for work in (self._listen, self._beat):
+            threading.Thread(target=work, daemon=True).start()
+
+    def _listen(self) -> None:
+        seen = 0
+        while self.child.stdout is not None and (line := self.child.stdout.readline(_LONGEST_LINE)):
+            seen += len(line)
+            if seen > _MOST_HELD_OUTPUT:
+                signal_group(self.child.pid, signal.SIGKILL)
+                break
+            text = line.decode("utf-8", "replace").rstrip("\r\n")
+            self.tail.append(text)
+            if self.is_ready(text):
+                self.ready.set()
+        self.over.set()
+
+    def _beat(self) -> None:
+        data, pause = self.heartbeat.first, 0.0
+        with contextlib.suppress(OSError, ValueError):
+            while self.child.stdin is not None and not self.over.wait(pause):
+                self.child.stdin.write(data)
+                self.child.stdin.flush()
+                data, pause = self.heartbeat.beat, self.heartbeat.every
 
 
-def sleep(seconds: float) -> None:
-    """Wait, but not past a stop. Raises Interrupted."""
-    if _sessions.stopped.wait(seconds):
-        raise Interrupted("stopped")
+# Until every package takes its processes as a value: the old module-level face of one LocalProcesses.
+_local = LocalProcesses()
+remove_at_death = _local.remove_at_death
+is_stopping = _local.is_stopping
+stop_all = _local.stop_all
+sleep = _local.clock.sleep
+
+
+def local() -> LocalProcesses:
+    return _local
 
 
 def run(
@@ -84,7 +336,7 @@ def run(
     deadline: float,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
-    stdin: bytes | Iterator[bytes] | IO[bytes] | None = None,
+    stdin: Stdin | None = None,
     sink: Sink | None = None,
     sink_stdout: bool = True,
     check: bool = True,
@@ -93,76 +345,16 @@ def run(
     max_stdout: int = 64 << 20,
     limit: int | None = None,
 ) -> Completed:
-    """Run a command to its end, within `deadline` seconds.
-
-    `stdin` is bytes, an iterator of chunks (written as the process takes them), or an open file.
-    `sink` gets every line of standard error, and of standard output unless `sink_stdout` is
-    false. Standard output is kept up to `max_stdout` bytes; a command that prints more than `limit`
-    bytes in all is ended. `what` names the step in an error.
-
-    Raises CommandFailed (with `check`), DeadlinePassed, Interrupted, and NixaError where the
-    program can't be started.
-    """
-    what = what or Path(argv[0]).name
-    started = time.monotonic()
-    is_file = stdin is not None and not isinstance(stdin, bytes) and hasattr(stdin, "fileno")
-    try:
-        child = _sessions.start(
-            argv,
-            env,
-            cwd=cwd,
-            stdin=stdin if is_file else subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-    except FileNotFoundError as error:
-        missing = error.filename if error.filename != str(cwd) else argv[0]
-        raise NixaError(
-            f"{what}: {missing} is not there", host=host, hint=f"install {missing}, or put it on PATH"
-        ) from error
-    except OSError as error:
-        raise NixaError(f"{what}: {argv[0]} can't be started: {error.strerror}", host=host) from error
-    tail: deque[str] = deque(maxlen=TAIL_LINES)
-    kept = bytearray()
-    try:
-        pump(
-            child,
-            chunks_of(stdin) if not is_file else iter(()),
-            started + deadline,
-            kept,
-            max_stdout,
-            tail,
-            sink,
-            sink_stdout,
-            limit,
-        )
-        status = child.wait(max(0.1, started + deadline - time.monotonic()))
-    except (TimeoutError, subprocess.TimeoutExpired):
-        end(child)
-        raise DeadlinePassed(f"{what}: no end after {deadline:g} s", host=host, tail=tuple(tail)) from None
-    except OverflowError:
-        end(child)
-        raise NixaError(
-            f"{what}: cut off, since it printed more than {limit or 0:,} bytes", host=host, tail=tuple(tail)
-        ) from None
-    except BaseException:
-        end(child)
-        raise
-    finally:
-        for pipe in (child.stdin, child.stdout, child.stderr):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        _sessions.forget(child)
-    done = Completed(argv, status, bytes(kept), tuple(tail), time.monotonic() - started)
-    if status != 0 and is_stopping():
-        raise Interrupted(f"{what}: stopped", host=host)
-    if check and status != 0:
-        said = f"signal {-status}" if status < 0 else f"status {status}"
-        raise CommandFailed(
-            f"{what}: ended with {said}", argv=argv, status=status, host=host, tail=tuple(tail)
-        )
-    return done
+    return _local.run(
+        argv,
+        deadline=deadline,
+        stdin=stdin,
+        place=Place(cwd, env),
+        output=Output(sink, sink_stdout, max_stdout, limit),
+        check=check,
+        host=host,
+        what=what,
+    )
 
 
 @contextlib.contextmanager
@@ -178,62 +370,13 @@ def hold(
     what: str,
     env: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
-    """Keep a command running for as long as the body runs: a lock that a live process holds.
-
-    The body starts once `is_ready` says so of a line of the output, within `deadline` seconds.
-    `first` is written to its input at once, and `beat` every `every` seconds, so that the other end
-    can tell a holder that died without a word. Raises CommandFailed where it ends first, DeadlinePassed, Interrupted.
-    """
-    child = _sessions.start(
+    with _local.hold(
         argv,
-        env,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    tail: deque[str] = deque(maxlen=TAIL_LINES)
-    ready, over = threading.Event(), threading.Event()
-
-    def listen() -> None:
-        said = 0
-        while child.stdout is not None and (line := child.stdout.readline(_LONGEST_LINE)):
-            said += len(line)
-            if said > _MOST_SAID:
-                signal_group(child.pid, signal.SIGKILL)
-                break
-            text = line.decode("utf-8", "replace").rstrip("\r\n")
-            tail.append(text)
-            if is_ready(text):
-                ready.set()
-        over.set()
-
-    def keep_alive() -> None:
-        data, pause = first, 0.0
-        with contextlib.suppress(OSError, ValueError):
-            while child.stdin is not None and not over.wait(pause):
-                child.stdin.write(data)
-                child.stdin.flush()
-                data, pause = beat, every
-
-    threads = [threading.Thread(target=listen, daemon=True), threading.Thread(target=keep_alive, daemon=True)]
-    for thread in threads:
-        thread.start()
-    try:
-        until = time.monotonic() + deadline
-        while not ready.wait(0.02):
-            if over.is_set():
-                raise CommandFailed(
-                    f"{what}: ended too soon", argv=argv, status=child.wait(), host=host, tail=tuple(tail)
-                )
-            if time.monotonic() > until:
-                raise DeadlinePassed(f"{what}: not there after {deadline:g} s", host=host, tail=tuple(tail))
-            sleep(0.0)
+        is_ready=is_ready,
+        deadline=deadline,
+        heartbeat=Heartbeat(beat, every, first),
+        place=Place(env=env),
+        host=host,
+        what=what,
+    ):
         yield
-    finally:
-        over.set()
-        end(child)
-        for pipe in (child.stdin, child.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError, ValueError):
-                    pipe.close()
-        _sessions.forget(child)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 
 from nixa_tasks.errors import Interrupted
-from nixa_tasks.process.cleanup_after_kill import EXECUTOR, Will
+from nixa_tasks.process.cleanup_after_kill import CLEANER, Cleanup
 
 SUDO_PASSWORD = "NIXA_SUDO_PASSWORD"  # noqa: S105 -- the variable's name
 GRACE_SECONDS = 3.0
@@ -27,7 +27,7 @@ class Sessions:
     def __init__(self) -> None:
         self._live: dict[int, subprocess.Popen[bytes]] = {}
         self._lock = threading.RLock()  # re-entrant: a signal handler runs in the main thread
-        self._will: Will | None = None
+        self._cleanup: Cleanup | None = None
         self.stopped = threading.Event()
 
     def start(
@@ -41,30 +41,30 @@ class Sessions:
                 argv, env=_without_password(env), start_new_session=True, **options
             )
             self._live[child.pid] = child
-            self.will.add(child.pid)
+            self.cleanup.add(child.pid)
             return child
 
     @property
-    def will(self) -> Will:
+    def cleanup(self) -> Cleanup:
         with self._lock:
-            if self._will is None:
-                executor = subprocess.Popen(
-                    EXECUTOR,
+            if self._cleanup is None:
+                cleaner = subprocess.Popen(
+                    CLEANER,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     start_new_session=True,
                     env=_without_password(None),
                 )
-                executor.returncode = 0  # nobody waits for it: it outlives this process
-                assert executor.stdin is not None  # noqa: S101
-                self._will = Will(executor.stdin)
-            return self._will
+                cleaner.returncode = 0  # nobody waits for it: it outlives this process
+                assert cleaner.stdin is not None  # noqa: S101
+                self._cleanup = Cleanup(cleaner.stdin)
+            return self._cleanup
 
     def forget(self, child: subprocess.Popen[bytes]) -> None:
         with self._lock:
             self._live.pop(child.pid, None)
-            self.will.strike_out(child.pid)
+            self.cleanup.forget(child.pid)
 
     def live(self) -> list[subprocess.Popen[bytes]]:
         with self._lock:
