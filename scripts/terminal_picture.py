@@ -113,7 +113,7 @@ def main() -> None:
     svg = re.sub(r"@font-face \{.*?\}\n", "", svg, flags=re.DOTALL)  # they come from the network
     svg = svg.replace("Fira Code, monospace", "ui-monospace, Menlo, Consolas, monospace")
     target.write_text("\n".join(line.rstrip() for line in svg.splitlines()) + "\n")
-    print(f"{target}: {len(lines)} lines")
+    sys.stdout.write(f"{target}: {len(lines)} lines\n")
 
 
 if __name__ == "__main__":
