@@ -7,10 +7,10 @@ import dataclasses
 from nixa_tasks.deploy import checks, receipts
 from nixa_tasks.deploy.receipts import Started
 from nixa_tasks.deploy.work import Work
+from nixa_tasks.files import write_json
 from nixa_tasks.flake.evaluate import Output
 from nixa_tasks.manifest.model import Host, Mode
 from nixa_tasks.state.receipt import How, Outcome, Receipt
-from nixa_tasks.state.stamps import write_json
 
 
 def is_deployed(host: Host, output: Output | None, receipt: Receipt | None) -> bool:

@@ -15,13 +15,12 @@ from nixa_tasks.deploy.receipts import Started
 from nixa_tasks.deploy.situation import earlier, situation
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import NixaError
+from nixa_tasks.files import locked, write_json
 from nixa_tasks.host import lock, reach, sudo
 from nixa_tasks.host.host_key import KnownHosts
 from nixa_tasks.host.probe import Os
-from nixa_tasks.state.lock import locked
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 from nixa_tasks.state.run_log import RunLog
-from nixa_tasks.state.stamps import write_json
 
 
 class Refused(NixaError):

@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass, field
 
 from nixa_tasks.deploy.work import Work
+from nixa_tasks.files import now, write_json
 from nixa_tasks.host import lock
 from nixa_tasks.host.ssh import Ssh
 from nixa_tasks.state.receipt import How, Outcome, Receipt
-from nixa_tasks.state.stamps import now, write_json
 
 _WRITE = """
 set -eu; umask 022; mkdir -p /var/lib/nixa; cd /var/lib/nixa

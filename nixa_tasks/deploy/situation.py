@@ -7,10 +7,10 @@ from nixa_tasks.deploy.decide import Asked, Situation
 from nixa_tasks.deploy.order import Back
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import CommandFailed
+from nixa_tasks.files import read_json
 from nixa_tasks.host.probe import Os
 from nixa_tasks.nix import command as nix
 from nixa_tasks.state.receipt import Receipt
-from nixa_tasks.state.stamps import read_json
 
 _IS_SYSTEM = '[ -x "$1/bin/switch-to-configuration" ]'
 _GENERATIONS = """

@@ -8,7 +8,6 @@ from the memory that the ones before them took.
 
 from __future__ import annotations
 
-import difflib
 import json
 import tempfile
 import threading
@@ -25,6 +24,7 @@ from nixa_tasks.flake.output import Output
 from nixa_tasks.nix import command as nix
 from nixa_tasks.nix.errors import NixFailed, Reason
 from nixa_tasks.process.pump import Sink
+from nixa_tasks.text import suggestion
 
 FIRST_MIB_PER_HOST = 512  # a guess for the first batch; the later ones follow what was measured
 MOST_AT_ONCE = 1000  # the names of all go into one argument, which Linux limits to 128 KiB
@@ -228,9 +228,9 @@ def _result(attr: str, value: object, known: list[str]) -> Result | None:
     if value == "failed":
         return None
     if value == "missing":
-        near = difflib.get_close_matches(attr, known, n=1)
+        near = suggestion(attr, known)
         some = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
-        said = f"did you mean `{near[0]}`? " if near else f"it has: {some or 'none'}; "
+        said = f"did you mean `{near}`? " if near else f"it has: {some or 'none'}; "
         return NixaError(
             f"the flake has no nixosConfigurations.{attr}",
             hint=f"{said}set `flake_attr` for the host, or add it to the flake and `git add` its files",

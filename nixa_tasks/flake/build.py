@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from nixa_tasks.errors import NixaError
+from nixa_tasks.files import read_json
 from nixa_tasks.flake.output import Output, forget
 from nixa_tasks.nix import command as nix
 from nixa_tasks.nix.errors import NixFailed, Reason
 from nixa_tasks.process.pump import Sink
 from nixa_tasks.process.run import Argv
 from nixa_tasks.state.layout import Layout
-from nixa_tasks.state.stamps import read_json
 
 BUILD_SECONDS = 12 * 3600.0
 _ROOT_SECONDS = 120.0

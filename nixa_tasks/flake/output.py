@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nixa_tasks.files import locked, read_json, write_json_if_changed
 from nixa_tasks.flake.fingerprint import Fingerprint
 from nixa_tasks.state.layout import Layout
-from nixa_tasks.state.lock import locked
-from nixa_tasks.state.stamps import read_json, write_json_if_changed
 
 _LOCK_SECONDS = 60.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nixa_tasks.fleet import text
+from nixa_tasks import text
 from nixa_tasks.host.host_key import Trust
 from nixa_tasks.host.probe import Os
 from nixa_tasks.host.reach import Reached

@@ -6,9 +6,9 @@ import json
 import re
 from pathlib import Path
 
+from nixa_tasks import text
 from nixa_tasks.deploy.receipts import parse_history, read_history
 from nixa_tasks.errors import NixaError
-from nixa_tasks.fleet import text
 from nixa_tasks.host.host_key import KnownHosts
 from nixa_tasks.host.reach import connect
 from nixa_tasks.manifest.model import Host

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from nixa_tasks.fleet import text
+from nixa_tasks import text
 from nixa_tasks.state.journal import Event, Kind
 
 _WORK = frozenset({"deploy", "reinstall", "rollback"})

@@ -7,11 +7,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from nixa_tasks import text
 from nixa_tasks.deploy.decide import Action, Asked, Situation, decide
 from nixa_tasks.deploy.next_boot import unwatched
 from nixa_tasks.deploy.remote_build import is_remote
 from nixa_tasks.flake.evaluate import Output
-from nixa_tasks.fleet import text
 from nixa_tasks.host.probe import Facts
 from nixa_tasks.manifest.model import BuildOn, Host
 from nixa_tasks.state.receipt import Receipt

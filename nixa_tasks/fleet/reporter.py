@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TextIO
 
+from nixa_tasks import text
 from nixa_tasks.errors import NixaError
-from nixa_tasks.fleet import text
 from nixa_tasks.state.journal import Event, Kind
 
 _WORK = frozenset({"deploy", "reinstall", "rollback"})

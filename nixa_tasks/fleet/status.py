@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nixa_tasks import text
 from nixa_tasks.flake.evaluate import Output
-from nixa_tasks.fleet import text
 from nixa_tasks.host.probe import Facts, Os
 from nixa_tasks.manifest.model import Host
 from nixa_tasks.state.receipt import Outcome, Receipt

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -18,8 +17,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from nixa_tasks.errors import NixaError
+from nixa_tasks.files import locked, write_bytes
 from nixa_tasks.manifest.model import Host, InstallPolicy
-from nixa_tasks.state.stamps import write_bytes
 
 _BESIDE = "beside-pin:"
 
@@ -145,8 +144,7 @@ class KnownHosts:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with self.path.with_suffix(".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(self.path.with_suffix(".lock"), timeout=60, what="the list of known host keys"):
             yield
 
 

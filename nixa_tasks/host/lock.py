@@ -14,9 +14,9 @@ import socket
 from collections.abc import Callable, Iterator
 
 from nixa_tasks.errors import CommandFailed, DeadlinePassed, NixaError
+from nixa_tasks.files import now
 from nixa_tasks.host.ssh import STATUS_SSH, Ssh, Unreachable, environment
 from nixa_tasks.process import run as process
-from nixa_tasks.state.stamps import now
 
 FOLDER = "/run/nixa"
 _BEAT_SECONDS = 5.0

@@ -138,9 +138,9 @@ def _from_store(image: UrlImage, cache: Cache, note: Note) -> Path | None:
 
 def _built(image: InstallableImage, cache: Cache, folder: Path, gcroots: Path, note: Note) -> Obtained:
     """What Nix built. Its path is its identity, so it is hashed once for each path."""
+    from nixa_tasks.files import read_json, write_json
     from nixa_tasks.image.cache.hashing import hash_file
     from nixa_tasks.image.nix_store import realise
-    from nixa_tasks.state.stamps import read_json, write_json
 
     path = realise(image, gcroots / f"kexec-{image.name}", folder=folder, sink=None)
     note(f"built by Nix: {path}")

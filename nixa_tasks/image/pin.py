@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from nixa_tasks.files import read_json
 from nixa_tasks.image import github
 from nixa_tasks.image.cache.cache import Cache, Note, Progress
 from nixa_tasks.image.download.fetch import fetch
@@ -18,7 +19,6 @@ from nixa_tasks.image.download.limits import Limits
 from nixa_tasks.image.errors import SourceError
 from nixa_tasks.manifest.digest import to_sri
 from nixa_tasks.manifest.model import UrlImage
-from nixa_tasks.state.stamps import read_json
 
 
 @dataclass(frozen=True, slots=True)

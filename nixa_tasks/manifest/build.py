@@ -36,7 +36,7 @@ from nixa_tasks.manifest.model import (
     UnitsCheck,
     UrlImage,
 )
-from nixa_tasks.manifest.problems import Finding, shown
+from nixa_tasks.manifest.problems import Finding
 from nixa_tasks.manifest.public_key import parse_host_key
 from nixa_tasks.manifest.readers import (
     Place,
@@ -55,6 +55,7 @@ from nixa_tasks.manifest.readers import (
     text,
     whole,
 )
+from nixa_tasks.text import shown
 
 
 def build(data: Table, path: Path) -> tuple[Manifest, list[Finding]]:

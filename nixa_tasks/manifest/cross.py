@@ -6,8 +6,9 @@ import ipaddress
 from collections.abc import Collection, Iterator, Mapping
 
 from nixa_tasks.manifest.model import Host, Manifest
-from nixa_tasks.manifest.problems import Finding, shown, suggestion
+from nixa_tasks.manifest.problems import Finding
 from nixa_tasks.manifest.select import SelectionError, select
+from nixa_tasks.text import shown, suggestion
 
 DEFAULT_PORT = 22
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from nixa_tasks.errors import NixaError
+from nixa_tasks.files import replace_file
 from nixa_tasks.manifest.locate import Entry, Locations, locate
 from nixa_tasks.manifest.problems import KeyPath, key_text, shortest
-from nixa_tasks.manifest.replace import replace_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def _write(target: Path, name: str, before: bytes, after: bytes, status: os.stat
                 f"{name} was changed by someone else in the same moment; it was left as it is",
                 hint="look at it, and run the command again",
             )
-        replace_file(target, after, stat.S_IMODE(status.st_mode), owner=(status.st_uid, status.st_gid))
+        replace_file(target, after, stat.S_IMODE(status.st_mode), like=target)
     except OSError as error:
         raise NixaError(
             f"{name} can't be written: {error.strerror}",

@@ -17,10 +17,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nixa_tasks.files import replace_file
 from nixa_tasks.manifest.build import build
 from nixa_tasks.manifest.model import Manifest
 from nixa_tasks.manifest.problems import Finding, KeyPath, ManifestError, Problem, key_text
-from nixa_tasks.manifest.replace import replace_file
 
 __all__ = ["ManifestError", "Problem", "load"]
 

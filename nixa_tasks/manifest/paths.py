@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from nixa_tasks.manifest import values
-from nixa_tasks.manifest.problems import shown
+from nixa_tasks.text import shown
 
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

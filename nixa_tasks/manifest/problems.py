@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from nixa_tasks.errors import EXIT_USAGE, NixaError
+from nixa_tasks.text import SHOWN_LENGTH, printable
 
 KeyPath = tuple[str | int, ...]
 
-SHOWN_LENGTH = 60
 RENDERED_PROBLEMS = 200
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -85,32 +84,3 @@ def key_text(path: KeyPath) -> str:
 
 def _key_characters(part: str) -> str:
     return printable(part[:SHOWN_LENGTH].replace("\\", "\\\\").replace('"', '\\"'))
-
-
-def printable(text: str) -> str:
-    """The text with whatever a terminal might obey, or hide, written as an escape."""
-    return "".join(
-        char if unicodedata.category(char)[0] not in "CZ" or char == " " else escape(char) for char in text
-    )
-
-
-def escape(char: str) -> str:
-    """`\\n` and the like for one character."""
-    return char.encode("unicode_escape").decode("ascii")
-
-
-def shown(value: str) -> str:
-    """A value for a message: in backticks, one line, not too long."""
-    cut = value if len(value) <= SHOWN_LENGTH else value[: SHOWN_LENGTH - 1] + "…"
-    return f"`{printable(cut)}`"
-
-
-def suggestion(word: str, known: Collection[str]) -> str | None:
-    """The known word that was probably meant."""
-    if len(word) > SHOWN_LENGTH:
-        return None
-    import difflib  # only where something is misspelt
-
-    lowered = {candidate.casefold(): candidate for candidate in known}
-    close = difflib.get_close_matches(word.casefold(), lowered, n=1, cutoff=0.6)
-    return lowered[close[0]] if close else None

@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 import binascii
 
-from nixa_tasks.manifest.problems import shown
 from nixa_tasks.manifest.values import clean
+from nixa_tasks.text import shown
 
 # Type to the number of fields, the type's name included.
 _FIELDS = {

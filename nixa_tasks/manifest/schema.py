@@ -11,7 +11,8 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
-from nixa_tasks.manifest.problems import Finding, KeyPath, shown, suggestion
+from nixa_tasks.manifest.problems import Finding, KeyPath
+from nixa_tasks.text import shown, suggestion
 
 SCHEMA = Path(__file__).with_name("hosts.schema.json")
 MOST_SUGGESTIONS = 100  # each costs a search over all known words

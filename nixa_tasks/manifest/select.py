@@ -18,7 +18,7 @@ from typing import assert_never
 
 from nixa_tasks.errors import UsageError
 from nixa_tasks.manifest.model import Host
-from nixa_tasks.manifest.problems import printable, shown, suggestion
+from nixa_tasks.text import printable, shown, suggestion
 
 MOST_NESTING = 100
 

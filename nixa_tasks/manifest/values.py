@@ -13,7 +13,7 @@ import unicodedata
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-from nixa_tasks.manifest.problems import escape, shown
+from nixa_tasks.text import escape, shown
 
 RESERVED_WORDS = frozenset({"and", "or", "not"})
 

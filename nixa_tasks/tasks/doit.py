@@ -23,10 +23,10 @@ from typing import Any, TextIO
 from doit.exceptions import TaskError, TaskFailed, UnmetDependency
 
 from nixa_tasks.errors import EXIT_FAILED, EXIT_INTERNAL, EXIT_USAGE, Interrupted, NixaError
+from nixa_tasks.files import now
 from nixa_tasks.fleet.reporter import Result, View, summary, view_for
 from nixa_tasks.process import run as process
 from nixa_tasks.state.journal import Event, Kind
-from nixa_tasks.state.stamps import now
 from nixa_tasks.tasks import waves
 
 _WIND_DOWN_SECONDS = 5.0

@@ -49,8 +49,8 @@ def view(function: Callable[..., None], *args: object) -> Task:
 
 def _plan(hosts: tuple[str, ...], as_json: bool) -> None:
     from nixa_tasks.fleet import plan
-    from nixa_tasks.fleet.text import terminal_width
     from nixa_tasks.manifest.waves import wave_of
+    from nixa_tasks.text import terminal_width
 
     manifest = run.manifest()
     rows = plan.in_waves(_all(_plan_one, hosts), wave_of(manifest.fleet.waves, manifest.hosts))
@@ -59,7 +59,7 @@ def _plan(hosts: tuple[str, ...], as_json: bool) -> None:
 
 def _status(hosts: tuple[str, ...], as_json: bool, live: bool) -> None:
     from nixa_tasks.fleet import status
-    from nixa_tasks.fleet.text import terminal_width
+    from nixa_tasks.text import terminal_width
 
     rows = standings(hosts, live=live)
     outcome.show(status.as_json(rows) if as_json else status.render(rows, terminal_width()))
@@ -144,9 +144,9 @@ def _ask_standing(name: str) -> Standing:
 
 
 def _gc(dry_run: bool) -> None:
-    from nixa_tasks.fleet.text import size
     from nixa_tasks.manifest.model import BuildOn
     from nixa_tasks.tasks.images import cache
+    from nixa_tasks.text import size
 
     removed = cache().gc(dry_run=dry_run, keep=run.manifest().images.values())
     word = "would be removed" if dry_run else "removed"

@@ -20,8 +20,8 @@ def hardware_tasks(hosts: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def _hardware(host: str) -> None:
+    from nixa_tasks.files import write_bytes
     from nixa_tasks.host.hardware import command_for
-    from nixa_tasks.state.stamps import write_bytes
 
     path = run.current().manifest.hosts[host].hardware
     if path is None:

@@ -224,8 +224,8 @@ def _ask_for_name(host: str) -> None:
 
 
 def _reach(host: str) -> None:
+    from nixa_tasks.files import write_json
     from nixa_tasks.fleet.facts import describe
-    from nixa_tasks.state.stamps import write_json
 
     now = run.current()
     with now.journal.step(host, "reach"):
@@ -259,7 +259,7 @@ def _trust(host: str, pin: bool) -> None:
 
 def _history(host: str, as_json: bool) -> None:
     from nixa_tasks.fleet.history import read, render
-    from nixa_tasks.fleet.text import terminal_width
+    from nixa_tasks.text import terminal_width
 
     receipts, source = read(run.current().layout, run.current().manifest.hosts[host], run.current().folder)
     outcome.show(render(host, receipts, source, terminal_width(), as_json=as_json))

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from nixa_tasks.errors import NixaError
+from nixa_tasks.files import write_json
 from nixa_tasks.manifest.model import Image, UrlImage
-from nixa_tasks.state.stamps import write_json
 from nixa_tasks.tasks import run
 from nixa_tasks.tasks.doit import action, action_with_options, is_uptodate, outcome
 
@@ -167,7 +167,7 @@ def _verify(name: str) -> None:
 
 
 def _clean() -> None:
-    from nixa_tasks.fleet.text import size
+    from nixa_tasks.text import size
 
     images = [image for image in run.manifest().images.values() if isinstance(image, UrlImage)]
     freed = cache().clean(images)

@@ -24,13 +24,13 @@ def report_task(hosts: Sequence[str], live: bool, output: str) -> Task:
 
 
 def _report(hosts: tuple[str, ...], live: bool, output: str) -> None:
+    from nixa_tasks.files import write_bytes
     from nixa_tasks.fleet.report.failures import failures
     from nixa_tasks.fleet.report.fleet_table import Row
     from nixa_tasks.fleet.report.page import Report, render
     from nixa_tasks.fleet.report.runs import runs
     from nixa_tasks.fleet.report.savings import account
     from nixa_tasks.fleet.report.tail import read_journal
-    from nixa_tasks.state.stamps import write_bytes
 
     now = run.current()
     declared = now.manifest.hosts

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nixa_tasks.files import read_json
 from nixa_tasks.manifest.load import is_found_valid, load
 from nixa_tasks.manifest.model import Host, Manifest
 from nixa_tasks.process import run as process
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.receipt import Receipt
-from nixa_tasks.state.stamps import read_json
 
 if TYPE_CHECKING:
     from nixa_tasks.deploy.uplink import Uplink

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from nixa_tasks.errors import UsageError
 from nixa_tasks.manifest.model import Manifest
+from nixa_tasks.text import suggestion
 
 HOST_FAMILIES = ("deploy", "evaluate", "build", "reach", "trust", "rollback", "reinstall", "history",
                  "hardware")  # fmt: skip
@@ -121,10 +122,8 @@ def _matching(word: str, pattern: str, names: Mapping[str, object], kind: str) -
             raise UsageError(f"{word}: no {kind} in hosts.toml matches {pattern!r}", hint=_known(names, kind))
         return found
     if pattern not in names:
-        import difflib  # only where something is misspelt
-
-        near = difflib.get_close_matches(pattern, names, n=1)
-        hint = f"did you mean {word.partition(':')[0]}:{near[0]}?" if near else _known(names, kind)
+        near = suggestion(pattern, names)
+        hint = f"did you mean {word.partition(':')[0]}:{near}?" if near else _known(names, kind)
         raise UsageError(f"{word}: there is no {kind} {pattern!r} in hosts.toml", hint=hint)
     return (pattern,)
 

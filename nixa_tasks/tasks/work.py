@@ -14,13 +14,13 @@ from nixa_tasks.deploy.deploy import carry_out as carry_out_order
 from nixa_tasks.deploy.order import Back, Done, Order, Suppliers
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import Interrupted, NixaError
+from nixa_tasks.files import now as stamp_now
 from nixa_tasks.flake import build
 from nixa_tasks.fleet.reporter import FAILED, Result
 from nixa_tasks.host import sudo
 from nixa_tasks.image.obtain import Obtained
 from nixa_tasks.manifest.model import Image
 from nixa_tasks.state.run_log import RunLog
-from nixa_tasks.state.stamps import now as stamp_now
 from nixa_tasks.tasks import images, run
 from nixa_tasks.tasks.doit import outcome
 

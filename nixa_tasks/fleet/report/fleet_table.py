@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from nixa_tasks.fleet import text
+from nixa_tasks import text
 from nixa_tasks.fleet.report.events import moment
 from nixa_tasks.fleet.report.markup import Child, Html, element
 from nixa_tasks.fleet.status import Standing

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nixa_tasks.fleet import text
+from nixa_tasks import text
 from nixa_tasks.fleet.report.failures import Failure
 from nixa_tasks.fleet.report.fleet_table import ATTENTION, Row, badge, fleet_table, when
 from nixa_tasks.fleet.report.markup import Child, Html, element

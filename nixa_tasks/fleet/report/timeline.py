@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from nixa_tasks.fleet import text
+from nixa_tasks import text
 from nixa_tasks.fleet.report.fleet_table import badge, when
 from nixa_tasks.fleet.report.markup import Child, Html, element
 from nixa_tasks.fleet.report.runs import Lane, Run, Span, latest

@@ -13,14 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nixa_tasks.errors import NixaError
+from nixa_tasks.files import locked, now, write_json
 from nixa_tasks.image.cache import names
 from nixa_tasks.image.cache.entry import Entry, Signature, read_entry
 from nixa_tasks.image.cache.hashing import hash_file
-from nixa_tasks.image.cache.lock import hold
 from nixa_tasks.image.pins import is_pinned_by
 from nixa_tasks.manifest.digest import to_sri
 from nixa_tasks.manifest.model import Image, UrlImage
-from nixa_tasks.state.stamps import now, write_json
+
+_LOCK_SECONDS = 6 * 3600.0  # another run may be fetching over a slow line
 
 Note = Callable[[str], None]
 Progress = Callable[[int, int | None], None]
@@ -151,7 +152,7 @@ class Cache:
     def _edit(self, sha256: str, change: Callable[[Entry], Entry]) -> None:
         """Change an entry; two processes never lose one another's change."""
         path = self.file(sha256, ".json")
-        with hold(self.folder / "entries.lock"):
+        with locked(self.folder / "entries.lock", timeout=_LOCK_SECONDS):
             old = read_entry(path)
             new = change(old)
             if new != old or not path.exists():
@@ -218,7 +219,9 @@ class Cache:
 
         temporary = self.file(sha256, ".copy")
         try:
-            with hold(self.folder / "entries.lock"):  # two processes may want it at once
+            with locked(
+                self.folder / "entries.lock", timeout=_LOCK_SECONDS
+            ):  # two processes may want it at once
                 clone(old, temporary, is_link_first=True)
                 temporary.replace(new)
         except OSError as error:
@@ -234,7 +237,7 @@ class Cache:
     ) -> Iterator[None]:
         """Be the only one who fetches, replaces or removes the files of a hash."""
         self.make()
-        with hold(self.file(sha256, ".lock"), note=note, tick=tick):
+        with locked(self.file(sha256, ".lock"), timeout=_LOCK_SECONDS, announce=note, tick=tick):
             yield
 
     def clean(self, images: Iterable[Image]) -> int:

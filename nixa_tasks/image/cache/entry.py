@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nixa_tasks.state.stamps import read_json
+from nixa_tasks.files import read_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from nixa_tasks.files import read_json, write_json
 from nixa_tasks.image.cache.cache import Cache
 from nixa_tasks.image.download.part import Origin, Part
-from nixa_tasks.state.stamps import read_json, write_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,8 +86,8 @@ def _from_sources(
 def _from_wrong(image: UrlImage, cache: Cache, note: Note) -> Path | None:
     """A file that was fetched for another pin, and was wrong for that, may be the one wanted now:
     after `doit pin`, for one. Its hash decides."""
+    from nixa_tasks.files import read_json
     from nixa_tasks.image.cache.hashing import hash_file
-    from nixa_tasks.state.stamps import read_json
 
     for path in cache.folder.glob("*.wrong.json"):
         value = read_json(path) or {}

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from nixa_tasks.files import read_json
 from nixa_tasks.image.errors import ContentChanged
-from nixa_tasks.state.stamps import read_json
 
 FLUSH = 1 << 18
 _NOTICE = 1 << 20  # the hash follows in steps of this size

@@ -127,7 +127,7 @@ def test_two_projects_and_four_processes_fetch_once(tmp_path: Path) -> None:
         ends = [(one.communicate(timeout=30), one.returncode) for one in children]
         assert [status for _, status in ends] == [0] * 8, ends
         assert len(server.asked) == 1
-        assert sum("waiting for process" in errors for (_, errors), _ in ends) >= 1
+        assert sum("held by process" in errors for (_, errors), _ in ends) >= 1
     entry = Cache(tmp_path).entry(sha256(BODY))
     assert sorted(entry.pinned_by) == ["/project-0/hosts.toml", "/project-1/hosts.toml"]
     assert not list(tmp_path.glob("*.lock"))
@@ -145,7 +145,7 @@ def test_a_dead_holder_frees_the_lock(tmp_path: Path) -> None:
         first.communicate()
         out, errors = second.communicate(timeout=20)
         assert second.returncode == 0, errors
-        assert f"waiting for process {first.pid}" in errors
+        assert f"held by process {first.pid}" in errors
         assert Path(out.split()[-1]).read_bytes() == BODY
 
 

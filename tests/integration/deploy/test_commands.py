@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from nixa_tasks.fleet.text import size as readable
+from nixa_tasks.text import size as readable
 from tests.html_document import read
 from tests.integration.deploy.conftest import Fleet
 

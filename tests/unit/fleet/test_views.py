@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from nixa_tasks import text
 from nixa_tasks.errors import NixaError
-from nixa_tasks.fleet import plan, text
+from nixa_tasks.fleet import plan
 from nixa_tasks.fleet.live import Live
 from nixa_tasks.fleet.reporter import Lines, Result, summary, wants_colour
 from nixa_tasks.state.journal import Event, Journal, Kind

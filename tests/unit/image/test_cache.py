@@ -7,18 +7,16 @@ import json
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nixa_tasks.errors import DeadlinePassed, NixaError
+from nixa_tasks.errors import NixaError
 from nixa_tasks.image.cache import hashing, names
 from nixa_tasks.image.cache.cache import Cache, cache_dir
 from nixa_tasks.image.cache.entry import Entry
-from nixa_tasks.image.cache.lock import hold
 from nixa_tasks.image.download.fetch import fetch
 from nixa_tasks.manifest.digest import to_base32, to_sri
 from nixa_tasks.manifest.model import UrlImage
@@ -190,35 +188,6 @@ def test_pins_of_many_writers_are_all_kept(cache: Cache) -> None:
     for one in threads:
         one.join()
     assert sorted(cache.entry(SHA256).pinned_by) == sorted(map(str, manifests))
-
-
-def test_a_held_lock_ends_the_wait_with_a_word_about_its_holder(tmp_path: Path) -> None:
-    notes: list[str] = []
-    with hold(tmp_path / "l"), pytest.raises(DeadlinePassed, match=f"process {os.getpid()}"):  # noqa: SIM117
-        with hold(tmp_path / "l", wait=0.4, note=notes.append):
-            raise AssertionError("both hold it")
-    assert f"process {os.getpid()}" in notes[0]
-    assert not (tmp_path / "l").exists()
-
-
-def test_only_one_of_many_holds_a_lock(tmp_path: Path) -> None:
-    inside: list[int] = []
-    most: list[int] = []
-
-    def enter() -> None:
-        for _ in range(5):
-            with hold(tmp_path / "l"):
-                inside.append(1)
-                most.append(len(inside))
-                time.sleep(0.002)
-                inside.pop()
-
-    threads = [threading.Thread(target=enter) for _ in range(6)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
-    assert most == [1] * 30
 
 
 def test_a_folder_that_cant_be_made_is_said(tmp_path: Path) -> None:

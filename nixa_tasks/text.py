@@ -1,9 +1,12 @@
-"""Numbers and tables as people read them."""
+"""Values as people read them: numbers, tables, quoted words, and the word that was probably meant."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+SHOWN_LENGTH = 60
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -51,3 +54,32 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> lis
         line = "  ".join(cell.ljust(widths[column]) for column, cell in enumerate(row)).rstrip()
         lines.append(line if len(line) <= width else line[: max(1, width - 1)] + "…")
     return lines
+
+
+def printable(text: str) -> str:
+    """The text with whatever a terminal might obey, or hide, written as an escape."""
+    return "".join(
+        char if unicodedata.category(char)[0] not in "CZ" or char == " " else escape(char) for char in text
+    )
+
+
+def escape(char: str) -> str:
+    """`\\n` and the like for one character."""
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def shown(value: str) -> str:
+    """A value for a message: in backticks, one line, not too long."""
+    cut = value if len(value) <= SHOWN_LENGTH else value[: SHOWN_LENGTH - 1] + "…"
+    return f"`{printable(cut)}`"
+
+
+def suggestion(word: str, known: Iterable[str]) -> str | None:
+    """The known word that was probably meant."""
+    if len(word) > SHOWN_LENGTH:
+        return None
+    import difflib  # only where something is misspelt
+
+    lowered = {candidate.casefold(): candidate for candidate in known}
+    close = difflib.get_close_matches(word.casefold(), lowered, n=1, cutoff=0.6)
+    return lowered[close[0]] if close else None
