@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import assert_never
@@ -14,7 +13,7 @@ from urllib.parse import urlsplit
 from nixa_tasks.errors import NixaError
 from nixa_tasks.host.ssh import Ssh
 from nixa_tasks.manifest.model import Check, CommandCheck, HttpCheck, TcpCheck, UnitsCheck
-from nixa_tasks.process import run as process
+from nixa_tasks.process.clock import Clock
 
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 5.0
@@ -54,26 +53,32 @@ def failed_units(ssh: Ssh) -> frozenset[str]:
 
 
 def run_all(
-    checks: tuple[Check, ...], ssh: Ssh, *, failed_before: frozenset[str], note: Callable[[str], None]
+    checks: tuple[Check, ...],
+    ssh: Ssh,
+    *,
+    failed_before: frozenset[str],
+    note: Callable[[str], None],
+    before_each_try: Callable[[], None] = lambda: None,
 ) -> None:
     """Run every check until each has passed. Raises CheckFailed at the first that does not."""
     for check in checks:
-        _run(check, ssh, failed_before)
+        _run(check, ssh, failed_before, before_each_try)
         note(f"check passed: {describe(check)}")
 
 
-def _run(check: Check, ssh: Ssh, failed_before: frozenset[str]) -> None:
-    until = time.monotonic() + check.deadline
+def _run(check: Check, ssh: Ssh, failed_before: frozenset[str], before_each_try: Callable[[], None]) -> None:
+    until = ssh.clock.monotonic() + check.deadline
     pause = _FIRST_PAUSE
     for attempt in range(check.retries + 1):
-        left = until - time.monotonic()
+        left = until - ssh.clock.monotonic()
         if attempt and left <= 0:
             break
+        before_each_try()
         trouble = _try(check, ssh, max(1.0, left), failed_before)
         if trouble is None:
             return
         if attempt < check.retries:
-            process.sleep(max(0.0, min(pause, until - time.monotonic())))
+            ssh.clock.sleep(max(0.0, min(pause, until - ssh.clock.monotonic())))
             pause = min(pause * 2, _LONGEST_PAUSE)
     raise CheckFailed(f"check failed: {describe(check)}: {trouble}", host=ssh.host.name)
 
@@ -83,7 +88,7 @@ def _try(check: Check, ssh: Ssh, seconds: float, failed_before: frozenset[str]) 
     try:
         match check.probe:
             case HttpCheck():
-                return _http(check.probe, seconds)
+                return _http(check.probe, seconds, ssh.clock)
             case CommandCheck(command=command):
                 done = ssh.run(command, deadline=seconds, root=True, check=False, what="check")
                 said = f": {done.tail[-1]}" if done.tail else ""
@@ -102,7 +107,7 @@ def _try(check: Check, ssh: Ssh, seconds: float, failed_before: frozenset[str]) 
         return error.what
 
 
-def _http(probe: HttpCheck, seconds: float) -> str | None:
+def _http(probe: HttpCheck, seconds: float, clock: Clock) -> str | None:
     import httpx
 
     try:
@@ -121,10 +126,10 @@ def _http(probe: HttpCheck, seconds: float) -> str | None:
                     return f"the answer does not hold {probe.body!r}"
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return str(error) or type(error).__name__
-    return _certificate(probe, seconds) if probe.cert_days is not None else None
+    return _certificate(probe, seconds, clock) if probe.cert_days is not None else None
 
 
-def _certificate(probe: HttpCheck, seconds: float) -> str | None:
+def _certificate(probe: HttpCheck, seconds: float, clock: Clock) -> str | None:
     where = urlsplit(probe.url)
     if where.scheme != "https" or where.hostname is None:
         return "it has no certificate: not an https URL"
@@ -134,6 +139,6 @@ def _certificate(probe: HttpCheck, seconds: float) -> str | None:
     ):
         certificate = secure.getpeercert() or {}
     ends = datetime.fromtimestamp(ssl.cert_time_to_seconds(str(certificate["notAfter"])), UTC)
-    days = (ends - datetime.now(UTC)).days
+    days = (ends - clock.now()).days
     wanted = probe.cert_days or 0
     return f"its certificate ends in {days} days, fewer than {wanted}" if days < wanted else None

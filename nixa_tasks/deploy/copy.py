@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from nixa_tasks.host.elevation import Elevation
 from nixa_tasks.host.ssh import Ssh, remote_command
+from nixa_tasks.host.sudo import Elevation
 from nixa_tasks.nix import command as nix
 from nixa_tasks.process.pump import Sink
+from nixa_tasks.process.run import Output
 from nixa_tasks.state import private_dir as private
 
 COPY_SECONDS = 6 * 3600.0
@@ -93,7 +94,8 @@ def closure_here(path: str) -> frozenset[str] | None:
 
 def closure_there(ssh: Ssh, path: str) -> frozenset[str] | None:
     """The same in the host's store; None where it can't say."""
+    output = Output(keep=32 << 20)
     done = ssh.run(
-        _REQUISITES, path, deadline=_REQUISITES_SECONDS, check=False, what="closure", max_stdout=32 << 20
+        _REQUISITES, path, deadline=_REQUISITES_SECONDS, check=False, output=output, what="closure"
     )
     return frozenset(filter(nix.is_store_path, done.stdout.split())) if done.is_ok else None

@@ -17,7 +17,6 @@ from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import NixaError
 from nixa_tasks.files import locked, write_json
 from nixa_tasks.host import lock, reach, sudo
-from nixa_tasks.host.host_key import KnownHosts
 from nixa_tasks.host.probe import Os
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 from nixa_tasks.state.run_log import RunLog
@@ -31,7 +30,7 @@ def carry_out(order: Order) -> Done:
     """Bring one host to what is asked. Raises NixaError; what was done is recorded either way."""
     name = order.host.name
     log = RunLog(order.layout.host(name).logs, order.asked, order.journal.run)
-    started = Started()
+    started = Started.now(order.access.clock)
     try:
         with (
             order.journal.step(name, order.asked),
@@ -87,7 +86,7 @@ def _reach(order: Order, log: RunLog) -> Work:
     name = order.host.name
     with order.journal.step(name, "reach"):
         reached = reach.connect(
-            order.host, order.folder, KnownHosts(), lambda text: order.journal.note(name, "reach", text)
+            order.host, order.access, lambda text: order.journal.note(name, "reach", text)
         )
         write_json(order.layout.host(name).facts, reached.facts.to_json())
     log(f"reached: {json.dumps(reached.facts.to_json())}")
@@ -100,7 +99,7 @@ def _reach(order: Order, log: RunLog) -> Work:
         order.layout,
         order.journal,
         log,
-        order.folder,
+        order.access,
         order.uplink,
     )
 
@@ -138,7 +137,11 @@ def _with_password(work: Work, *, is_needed: bool) -> Work:
     without where none can be had: its record is then made without its lock."""
     if not (is_needed or sudo.is_at_hand()):
         return work
-    reached = sudo.as_root(work.reached, lambda text: work.journal.note(work.host.name, "sudo", text))
+    reached = reach.as_root(
+        work.reached,
+        work.access.passwords,
+        lambda text: work.journal.note(work.host.name, "sudo", text),
+    )
     return dataclasses.replace(work, reached=reached)
 
 

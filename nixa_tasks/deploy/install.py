@@ -22,7 +22,7 @@ from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import NixaError
 from nixa_tasks.host import host_key as hostkey
 from nixa_tasks.host import lock, reach
-from nixa_tasks.host.host_key import Expectation, KnownHosts, Trust
+from nixa_tasks.host.host_key import Expectation, Trust
 from nixa_tasks.host.probe import Facts, Os
 from nixa_tasks.host.ssh import Ssh, Unreachable
 from nixa_tasks.image.delivery import upload as deliver
@@ -55,7 +55,9 @@ def install(work: Work, parts: Parts, started: Started) -> Receipt:
     in the installed system. Ends with the installed system running and its receipt on both sides.
     Raises NixaError; the host is then in the installer, or as it was."""
     with contextlib.ExitStack() as held:
-        with secrets.provided(work.host, work.manifest.root, work.folder) as provided:
+        with secrets.provided(
+            work.host, work.manifest.root, work.access.folder, work.access.processes
+        ) as provided:
             if work.reached.facts.os is not Os.INSTALLER and not preflight.is_own_phase(work):
                 _all_by_nixos_anywhere(work, parts, provided)
             else:
@@ -243,9 +245,9 @@ def _await_installed(
     if reached.key != work.reached.key:
         work.journal.note(host.name, "verify", f"the installed system's host key: {reached.key.fingerprint}")
     if host.host_key is None:
-        KnownHosts().remember(host, reached.key)
+        work.access.known.remember(host, reached.key)
     else:
-        KnownHosts().trust_beside_pin(host, None)
+        work.access.known.trust_beside_pin(host, None)
     return reached, facts
 
 
@@ -266,6 +268,6 @@ def _await(
         )
     except Unreachable as error:
         if error.kind == "hostkey":
-            expected = hostkey.expectation(work.host, KnownHosts())
+            expected = hostkey.expectation(work.host, work.access.known)
             raise hostkey.mismatch(work.host, expected, reach.shown_key(ssh)) from error
         raise

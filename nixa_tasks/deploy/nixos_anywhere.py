@@ -15,9 +15,8 @@ from pathlib import Path
 from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.host.ssh import Ssh
 from nixa_tasks.manifest.model import Fleet, Host
-from nixa_tasks.process import run as process
 from nixa_tasks.process.pump import Sink
-from nixa_tasks.process.run import Argv
+from nixa_tasks.process.run import Argv, Output, Place, paste
 
 # Used where hosts.toml names no command and PATH has none: main of July 2026, after 1.13.0.
 PINNED = "github:nix-community/nixos-anywhere/91fc9b70fc295258c366cce8627efb6f185fd9fb"
@@ -104,16 +103,16 @@ def run(
             step(found[1])
 
     argv = command(fleet) + arguments(host, ssh, work)
-    log("$ " + process.paste(argv))
+    log("$ " + paste(argv))
     try:
-        process.run(
+        way = ssh if work.kexec is None else ssh.unshared()
+        ssh.processes.run(
             argv,
             deadline=deadline,
-            sink=sink,
+            place=Place(env=way.tool_environment()),
+            output=Output(sink=sink, limit=_MOST_OUTPUT),
             host=host.name,
             what="nixos-anywhere",
-            limit=_MOST_OUTPUT,
-            env=ssh.tool_environment(shared=work.kexec is None),
         )
     except CommandFailed as error:
         error.hint = f"mend what its last lines say, then: doit deploy:{host.name}"

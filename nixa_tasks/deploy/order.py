@@ -10,6 +10,7 @@ from nixa_tasks.deploy.decide import Action, Asked
 from nixa_tasks.deploy.uplink import Uplink
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.flake.evaluate import Output
+from nixa_tasks.host.reach import Access
 from nixa_tasks.image.delivery.neighbours import Neighbours
 from nixa_tasks.image.obtain import Obtained
 from nixa_tasks.manifest.model import Host, Manifest
@@ -53,7 +54,7 @@ class Order:
     flake: str | None
     layout: Layout
     journal: Journal
-    folder: Path
+    access: Access
     suppliers: Suppliers
     neighbours: Neighbours
     uplink: Uplink

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from nixa_tasks.errors import DeadlinePassed, NixaError
 from nixa_tasks.host import probe
 from nixa_tasks.host.probe import Facts
 from nixa_tasks.host.ssh import Ssh, Unreachable, environment
-from nixa_tasks.process import run as process
+from nixa_tasks.process.run import Place
 
 BOOT_SECONDS = 600.0
 _POLL_SECONDS = 0.3
@@ -52,7 +51,7 @@ class Address:
     def of(cls, ssh: Ssh) -> Address | None:
         """From ssh's own reading of its configuration; None where the way leads over a proxy."""
         argv = ("ssh", "-G", *ssh.command()[1:])
-        done = process.run(argv, deadline=10, check=False, env=environment())
+        done = ssh.processes.run(argv, deadline=10, place=Place(env=environment()), check=False)
         said = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
         if "proxyjump" in said or said.get("proxycommand", "none") != "none" or "hostname" not in said:
             return None
@@ -122,23 +121,23 @@ def _await_boot(
     is_right: Callable[[Facts], bool],
 ) -> Facts:
     address = Address.of(ssh)
-    begun = time.monotonic()
+    begun = ssh.clock.monotonic()
     until = begun + deadline
     refused_since: float | None = None
     last = "nothing"
-    while time.monotonic() < until:
+    while ssh.clock.monotonic() < until:
         if address is not None and not address.answers():
             last = "no ssh banner"
-            process.sleep(_POLL_SECONDS)
+            ssh.clock.sleep(_POLL_SECONDS)
             continue
         try:
-            facts = probe.ask(ssh, shared=False)
+            facts = probe.ask(ssh.unshared())
         except Unreachable as error:
             if error.kind == "hostkey":
                 raise
             if error.kind == "login":
-                refused_since = refused_since or time.monotonic()
-                if time.monotonic() - refused_since > _LOGIN_REFUSED_SECONDS:
+                refused_since = refused_since or ssh.clock.monotonic()
+                if ssh.clock.monotonic() - refused_since > _LOGIN_REFUSED_SECONDS:
                     raise
             last = error.what
         except DeadlinePassed:
@@ -148,12 +147,16 @@ def _await_boot(
         else:
             if facts.boot_id and facts.boot_id != before and is_right(facts):
                 return facts
-            if lost is not None and facts.boot_id == before and time.monotonic() - begun > _STAYS_SECONDS:
+            if (
+                lost is not None
+                and facts.boot_id == before
+                and ssh.clock.monotonic() - begun > _STAYS_SECONDS
+            ):
                 raise lost
             last = f"{facts.os_name or facts.os}, boot {facts.boot_id[:8]}" + (
                 " (the one before)" if facts.boot_id == before else ""
             )
-        process.sleep(_LOGIN_POLL_SECONDS)
+        ssh.clock.sleep(_LOGIN_POLL_SECONDS)
     raise DeadlinePassed(
         f"{what}: not there after {deadline:g} s; last seen: {last}", host=ssh.host.name, hint=hint
     )

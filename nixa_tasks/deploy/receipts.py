@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nixa_tasks.deploy.work import Work
-from nixa_tasks.files import now, write_json
+from nixa_tasks.files import write_json
 from nixa_tasks.host import lock
 from nixa_tasks.host.ssh import Ssh
+from nixa_tasks.process.clock import Clock, rfc3339
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 
 _WRITE = """
@@ -26,12 +26,17 @@ _HISTORY = "tail -n 200 /var/lib/nixa/history.jsonl 2>/dev/null | tail -c 262144
 class Started:
     """The beginning of a deploy: what a receipt says of its time."""
 
-    at: str = field(default_factory=now)
-    clock: float = field(default_factory=time.monotonic)
+    at: str
+    clock: Clock
+    since: float
+
+    @classmethod
+    def now(cls, clock: Clock) -> Started:
+        return cls(rfc3339(clock.now()), clock, clock.monotonic())
 
     @property
     def seconds(self) -> float:
-        return round(time.monotonic() - self.clock, 1)
+        return round(self.clock.monotonic() - self.since, 1)
 
 
 def make(

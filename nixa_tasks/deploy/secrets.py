@@ -14,7 +14,7 @@ from typing import assert_never
 
 from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.manifest.model import CommandSecret, FileSecret, Host, SecretSource
-from nixa_tasks.process import run as process
+from nixa_tasks.process.run import Output, Place, Processes
 from nixa_tasks.state import private_dir as private
 
 _COMMAND_SECONDS = 120
@@ -30,33 +30,33 @@ class Provided:
 
 
 @contextlib.contextmanager
-def provided(host: Host, root: Path, folder: Path) -> Iterator[Provided]:
+def provided(host: Host, root: Path, folder: Path, processes: Processes) -> Iterator[Provided]:
     """The host's secrets as files for as long as the body runs. `root`: where commands run.
 
     Raises NixaError where one can't be had; its text is never part of an error.
     """
     with private.memory_folder(folder) as place:
         keys = tuple(
-            (remote, _key(host, source, root, place / f"key-{number}"))
+            (remote, _key(host, source, root, place / f"key-{number}", processes))
             for number, (remote, source) in enumerate(host.disk_encryption_keys)
         )
-        yield Provided(_extra_files(host, root, place), keys)
+        yield Provided(_extra_files(host, root, place, processes), keys)
 
 
-def _key(host: Host, source: SecretSource, root: Path, place: Path) -> Path:
+def _key(host: Host, source: SecretSource, root: Path, place: Path, processes: Processes) -> Path:
     match source:
         case FileSecret(path=path):
             if not path.is_file():
                 raise NixaError(f"disk_encryption_keys: {path} is not a file", host=host.name)
             return path
         case CommandSecret():
-            _write(place, _output(host, source, root))
+            _write(place, _output(host, source, root, processes))
             return place
         case _ as never:
             assert_never(never)
 
 
-def _extra_files(host: Host, root: Path, place: Path) -> Path | None:
+def _extra_files(host: Host, root: Path, place: Path, processes: Processes) -> Path | None:
     match host.extra_files:
         case None:
             return None
@@ -66,9 +66,9 @@ def _extra_files(host: Host, root: Path, place: Path) -> Path | None:
             return path
         case CommandSecret() as source:
             archive, tree = place / "extra.tar", place / "extra"
-            _write(archive, _output(host, source, root))
+            _write(archive, _output(host, source, root, processes))
             tree.mkdir(mode=0o700)
-            process.run(
+            processes.run(
                 ("tar", "-C", str(tree), "-xpf", str(archive)),
                 deadline=_COMMAND_SECONDS,
                 host=host.name,
@@ -85,17 +85,16 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def _output(host: Host, source: CommandSecret, root: Path) -> bytes:
+def _output(host: Host, source: CommandSecret, root: Path, processes: Processes) -> bytes:
     """What the command prints, byte for byte. Neither it nor what it says on failure is logged."""
     try:
-        done = process.run(
+        done = processes.run(
             source.command,
             deadline=_COMMAND_SECONDS,
-            cwd=root,
+            place=Place(cwd=root),
+            output=Output(sink_stdout=False, keep=_MAX_SECRET),
             host=host.name,
             what=f"the secret's command {source.command[0]!r}",
-            sink_stdout=False,
-            max_stdout=_MAX_SECRET,
         )
     except CommandFailed as error:
         error.tail = ()

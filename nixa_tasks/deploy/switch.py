@@ -7,8 +7,6 @@ machine as it was.
 
 from __future__ import annotations
 
-import time
-
 from nixa_tasks.deploy import checks, receipts
 from nixa_tasks.deploy.checks import CheckFailed
 from nixa_tasks.deploy.guard import (
@@ -26,7 +24,6 @@ from nixa_tasks.deploy.receipts import Started
 from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.host.ssh import Unreachable
-from nixa_tasks.process import run as process
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 
 _CONFIRMED_SECONDS = 30.0
@@ -68,31 +65,31 @@ def switch(work: Work, new: str, how: How, started: Started, *, wanted: str, drv
 def _watch(work: Work, guard: Guard, new: str, failed_before: frozenset[str]) -> str | None:
     """Until the activation ended and proved itself: None if all is well and confirmed, else why not."""
     host = work.host
-    until = time.monotonic() + host.confirm_timeout * (LIMIT_FACTOR + 1)
-    seen = time.monotonic()
-    while time.monotonic() < until:
+    until = guard.ssh.clock.monotonic() + host.confirm_timeout * (LIMIT_FACTOR + 1)
+    seen = guard.ssh.clock.monotonic()
+    while guard.ssh.clock.monotonic() < until:
         try:
             state = guard.look()
-            seen = time.monotonic()
+            seen = guard.ssh.clock.monotonic()
         except Interrupted:
             raise
         except NixaError as error:  # whatever ssh ends with: the host decides, not this connection
-            if time.monotonic() - seen > host.confirm_timeout:
+            if guard.ssh.clock.monotonic() - seen > host.confirm_timeout:
                 return f"the host could not be reached after the switch ({error.what})"
-            process.sleep(POLL_SECONDS)
+            guard.ssh.clock.sleep(POLL_SECONDS)
             continue
         if "outcome" in state:
             return state.get("reason", "the host went back")
         if "activated" in state:
             return prove(work, guard, new, failed_before)
-        process.sleep(POLL_SECONDS)
+        guard.ssh.clock.sleep(POLL_SECONDS)
     return "the activation did not end"
 
 
 def prove(work: Work, guard: Guard, new: str, failed_before: frozenset[str]) -> str | None:
     """What runs is what was wanted, and the checks pass: then confirm, else tell the host to go back."""
     try:
-        live = guard.ssh.run(_LIVE, deadline=20, shared=False, what="switch").stdout.strip()
+        live = guard.ssh.run(_LIVE, deadline=20, what="switch").stdout.strip()
         if live != new:
             raise CheckFailed(f"the host runs {live or 'nothing'} after the activation, not {new}")
         with beating(guard, work.host.confirm_timeout / 4):
@@ -101,6 +98,7 @@ def prove(work: Work, guard: Guard, new: str, failed_before: frozenset[str]) -> 
                 guard.ssh,
                 failed_before=failed_before,
                 note=lambda text: work.journal.note(work.host.name, "check", text),
+                before_each_try=guard.show_life,
             )
     except NixaError as error:
         if isinstance(error, Interrupted):

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from nixa_tasks.process import run as process
+from nixa_tasks.process.clock import Clock
 
 _POLL_SECONDS = 0.2
 
@@ -19,7 +19,8 @@ _POLL_SECONDS = 0.2
 class Uplink:
     """At most `jobs` transfers at a time, over all threads of this process."""
 
-    def __init__(self, jobs: int) -> None:
+    def __init__(self, jobs: int, clock: Clock) -> None:
+        self._clock = clock
         self._jobs = jobs
         self._free = threading.BoundedSemaphore(jobs)
 
@@ -29,8 +30,8 @@ class Uplink:
         deadlines, so the wait ends. Raises Interrupted."""
         if not self._free.acquire(blocking=False):
             announce(f"waiting for its turn: copy_jobs = {self._jobs}")
-            while not self._free.acquire(timeout=_POLL_SECONDS):
-                process.sleep(0)
+            while not self._free.acquire(blocking=False):
+                self._clock.sleep(_POLL_SECONDS)
         try:
             yield
         finally:

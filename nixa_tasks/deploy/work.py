@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from nixa_tasks.deploy.uplink import Uplink
 from nixa_tasks.flake.evaluate import Output
-from nixa_tasks.host.reach import Reached
+from nixa_tasks.host.reach import Access, Reached
 from nixa_tasks.manifest.model import Host, Manifest
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.layout import Layout
@@ -20,8 +19,7 @@ from nixa_tasks.state.run_log import RunLog
 class Work:
     """One host's deploy: the host, what it should run, and how it was reached.
 
-    `flake` is the locked reference that the output was evaluated from; `folder` is this run's
-    private folder; `uplink` gives the turns for large transfers.
+    `flake` is the locked reference that the output was evaluated from; `uplink` gives the turns for large transfers.
     """
 
     manifest: Manifest
@@ -32,7 +30,7 @@ class Work:
     layout: Layout
     journal: Journal
     log: RunLog
-    folder: Path
+    access: Access
     uplink: Uplink
 
     @property

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 from nixa_tasks import text
 from nixa_tasks.deploy.receipts import parse_history, read_history
 from nixa_tasks.errors import NixaError
-from nixa_tasks.host.host_key import KnownHosts
-from nixa_tasks.host.reach import connect
+from nixa_tasks.host.reach import Access, connect
 from nixa_tasks.manifest.model import Host
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.receipt import Receipt
 
 
-def read(layout: Layout, host: Host, folder: Path) -> tuple[list[Receipt], str]:
+def read(layout: Layout, host: Host, access: Access) -> tuple[list[Receipt], str]:
     """The receipts, oldest first, and where they are from."""
     try:
-        reached = connect(host, folder, KnownHosts(), lambda _text: None)
+        reached = connect(host, access, lambda _text: None)
     except NixaError as error:
         place = layout.host(host.name).history
         lines = place.read_text().splitlines() if place.exists() else []

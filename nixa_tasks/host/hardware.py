@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nixa_tasks.errors import NixaError
 from nixa_tasks.host.ssh import Ssh
+from nixa_tasks.process.run import Output
 
 _SECONDS = 300.0  # nixos-facter looks at every bus
 _MOST = 16 << 20
@@ -33,10 +34,8 @@ def report(ssh: Ssh, command: tuple[str, ...]) -> bytes:
     """The whole report, run as root on the host. Raises NixaError where the tool is not there, fails,
     or prints what is no report."""
     tool, host = command[0], ssh.host.name
-    done = ssh.run(
-        _SCRIPT, *command, root=True, deadline=_SECONDS, check=False, sink_stdout=False, what=tool,
-        max_stdout=_MOST,
-    )  # fmt: skip
+    output = Output(sink_stdout=False, keep=_MOST)
+    done = ssh.run(_SCRIPT, *command, root=True, deadline=_SECONDS, check=False, output=output, what=tool)
     if done.status == _NO_TOOL:
         raise NixaError(
             f"{tool} is not there",

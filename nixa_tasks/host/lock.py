@@ -14,9 +14,9 @@ import socket
 from collections.abc import Callable, Iterator
 
 from nixa_tasks.errors import CommandFailed, DeadlinePassed, NixaError
-from nixa_tasks.files import now
 from nixa_tasks.host.ssh import STATUS_SSH, Ssh, Unreachable, environment
-from nixa_tasks.process import run as process
+from nixa_tasks.process.clock import rfc3339
+from nixa_tasks.process.run import Heartbeat, Place
 
 FOLDER = "/run/nixa"
 _BEAT_SECONDS = 5.0
@@ -71,21 +71,21 @@ def held(ssh: Ssh, *, timeout: float, announce: Callable[[str], None]) -> Iterat
             announce("the host has no flock, so that another controller is not kept out")
         return line in ("locked", "unlocked")
 
-    holder = f"{operator()} process {os.getpid()} since {now()}"
+    holder = f"{operator()} process {os.getpid()} since {rfc3339(ssh.clock.now())}"
     argv = ssh.command("sh", "-c", _SCRIPT, "nixa", str(max(1, int(timeout))), holder, root=True)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(
-                process.hold(
+                ssh.processes.hold(
                     argv,
                     is_ready=is_ready,
                     deadline=timeout + 60,
-                    beat=b"beat\n",
-                    every=_BEAT_SECONDS,
-                    first=ssh.password.preamble if ssh.password else b"",
+                    heartbeat=Heartbeat(
+                        b"beat\n", _BEAT_SECONDS, ssh.password.preamble if ssh.password else b""
+                    ),
+                    place=Place(env=environment()),
                     host=ssh.host.name,
                     what="the host's lock",
-                    env=environment(),
                 )
             )
         except CommandFailed as error:

@@ -15,12 +15,14 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from nixa_tasks.host.elevation import Elevation
 from nixa_tasks.host.ssh import Ssh
+from nixa_tasks.host.sudo import Elevation
+from nixa_tasks.process.run import Output
 
 PROBE_SECONDS = 45
 MAX_ANSWER = 1 << 20
 MAX_RECEIPT = 64 << 10
+_OUTPUT = Output(sink_stdout=False, keep=MAX_ANSWER, limit=MAX_ANSWER)
 RECEIPT = "/var/lib/nixa/receipt.json"
 TOOLS = (
     "bash",
@@ -129,17 +131,9 @@ _LOADER = re.compile("systemd-boot|grub")
 _WORD = re.compile(r"[\x20-\x7e]{1,200}")
 
 
-def ask(ssh: Ssh, *, shared: bool = True) -> Facts:
-    """One login, one script, its facts. Raises Unreachable, or as process.run does."""
-    done = ssh.run(
-        SCRIPT,
-        deadline=PROBE_SECONDS,
-        shared=shared,
-        what="probe",
-        sink_stdout=False,
-        max_stdout=MAX_ANSWER,
-        limit=MAX_ANSWER,
-    )
+def ask(ssh: Ssh) -> Facts:
+    """One login, one script, its facts. Raises Unreachable, or as Processes.run does."""
+    done = ssh.run(SCRIPT, deadline=PROBE_SECONDS, output=_OUTPUT, what="probe")
     return parse(done.stdout)
 
 

@@ -14,12 +14,32 @@ from nixa_tasks.host import probe
 from nixa_tasks.host.host_key import Expectation, HostKey, KnownHosts, Trust
 from nixa_tasks.host.probe import Facts, Os
 from nixa_tasks.host.ssh import Ssh, Unreachable, end_shared, environment, explain
+from nixa_tasks.host.sudo import Elevation, Password, Passwords
 from nixa_tasks.manifest.model import Host
-from nixa_tasks.process import run as process
+from nixa_tasks.process.clock import Clock
+from nixa_tasks.process.run import Place, Processes
 from nixa_tasks.state import private_dir as private
 
 Note = Callable[[str], None]
 _KEY_SECONDS = 25
+_TRY_SECONDS = 60
+_TRY = "LC_ALL=C exec sudo -k -S -p '' -- sh -c :"
+_WRONG = ("incorrect password", "try again", "authentication fail", "incorrect authentication")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a run reaches hosts with. `folder` is its private folder (see `run_folder`)."""
+
+    processes: Processes
+    clock: Clock
+    folder: Path
+    known: KnownHosts
+    passwords: Passwords
+
+    def ssh(self, host: Host) -> Ssh:
+        """The way that hosts.toml describes."""
+        return Ssh.to(host, self.folder, self.processes, self.clock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,28 +58,26 @@ class Reached:
 
 
 @contextlib.contextmanager
-def run_folder() -> Iterator[Path]:
+def run_folder(processes: Processes) -> Iterator[Path]:
     """A private folder for this run's sockets and keys. What killed runs left is removed."""
     private.sweep()
     with private.folder(private.temporary()) as folder:
         try:
             yield folder
         finally:
-            if (
-                not process.is_stopping()
-            ):  # else nothing can be started any more: cleanup_after_kill.py ends them
+            if not processes.is_stopping():  # else nothing can be started: cleanup_after_kill.py ends them
                 for path in filter(Path.is_socket, folder.glob("*")):
-                    end_shared(path)
+                    end_shared(processes, path)
 
 
-def connect(host: Host, folder: Path, known: KnownHosts, note: Note) -> Reached:
+def connect(host: Host, access: Access, note: Note) -> Reached:
     """Reach a host with the key that is expected of it, and ask what it is.
 
     A first contact is remembered once the login worked. Raises HostKeyMismatch before anything
     is sent, Unreachable, NixaError.
     """
-    expected = hostkey.expectation(host, known)
-    ssh = prepare(Ssh.to(host, folder), expected)
+    expected = hostkey.expectation(host, access.known)
+    ssh = prepare(access.ssh(host), expected)
     try:
         ssh, facts = _ask(ssh)
     except Unreachable as error:
@@ -68,7 +86,7 @@ def connect(host: Host, folder: Path, known: KnownHosts, note: Note) -> Reached:
         raise
     reached = settle(ssh, expected.trust, facts)
     if expected.trust is Trust.FIRST:
-        known.remember(host, reached.key)
+        access.known.remember(host, reached.key)
         note(f"first contact: {reached.key.fingerprint} ({reached.key.kind}), remembered")
     return reached
 
@@ -92,6 +110,34 @@ def _ask(ssh: Ssh) -> tuple[Ssh, Facts]:
         return root, facts
 
 
+def as_root(reached: Reached, passwords: Passwords, announce: Note) -> Reached:
+    """The host as it was reached, with sudo's password where it asks for one.
+
+    The password is tried once, there. Raises NixaError where there is none, where it is refused, or
+    where sudo does not let the user become root.
+    """
+    if reached.can_be_root or reached.facts.root != "password":
+        return reached
+    ssh = reached.ssh
+    password = passwords.checked(ssh.host.name, ssh.user, lambda given: _accepts(ssh, given), announce)
+    return replace(reached, ssh=replace(ssh, elevation=Elevation.PASSWORD, password=password))
+
+
+def _accepts(ssh: Ssh, password: Password) -> bool:
+    """Whether sudo there accepts it. The input ends behind it, so that sudo can't ask again."""
+    done = ssh.run(_TRY, deadline=_TRY_SECONDS, stdin=password.line, check=False, what="sudo")
+    if done.is_ok:
+        return True
+    if any(word in line.lower() for line in done.tail for word in _WRONG):
+        return False
+    raise NixaError(
+        f"sudo does not let {ssh.user} become root",
+        host=ssh.host.name,
+        tail=done.tail,
+        hint=f"nixa runs `sh` as root; see what `sudo -l` says there to {ssh.user}",
+    )
+
+
 def settle(ssh: Ssh, trust: Trust, facts: Facts) -> Reached:
     """From now on the key that was shown is the only one: every later connection is held to it."""
     elevation = facts.elevation or ssh.elevation
@@ -104,12 +150,13 @@ def _used_key(ssh: Ssh) -> HostKey:
     return keys[0] if len(keys) == 1 else shown_key(ssh) or keys[0]
 
 
-def trust(host: Host, folder: Path, known: KnownHosts, *, is_pinned_anew: bool) -> tuple[str | None, HostKey]:
+def trust(host: Host, access: Access, *, is_pinned_anew: bool) -> tuple[str | None, HostKey]:
     """Take the key that the host shows now as the right one. Gives the old one's fingerprint, and the
     new key. Beside a pin that stays, it holds until the host is installed. Raises Unreachable."""
+    known = access.known
     expected = hostkey.expectation(host, known)
     old = expected.fingerprint or (expected.keys[0].fingerprint if expected.keys else None)
-    key = shown_key(Ssh.to(host, folder))
+    key = shown_key(access.ssh(host))
     if key is None:
         raise NixaError("it shows no host key", host=host.name)
     known.remember(host, key)
@@ -168,17 +215,17 @@ def shown_key(ssh: Ssh, fingerprint: str | None = None) -> HostKey | None:
 
 def _ask_key(ssh: Ssh, kind: str | None) -> HostKey | None:
     with tempfile.TemporaryDirectory(dir=ssh.folder) as place:
-        asked = replace(ssh, folder=Path(place), strict=False)
+        asked = replace(ssh, folder=Path(place), strict=False, shared=False)
         options: tuple[str, ...] = ("-o", "PreferredAuthentications=none")
         options += ("-o", f"HostKeyAlgorithms={kind}") if kind else ()
-        _, *rest = asked.command("true", shared=False)
-        done = process.run(
+        _, *rest = asked.command("true")
+        done = ssh.processes.run(
             ("ssh", *options, *rest),
             deadline=_KEY_SECONDS,
+            place=Place(env=environment()),
             check=False,
             host=ssh.host.name,
             what="host key",
-            env=environment(),
         )
         if asked.known_hosts.exists():
             return key_in(asked.known_hosts)

@@ -13,23 +13,22 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
 
 from nixa_tasks.errors import CommandFailed, NixaError
-from nixa_tasks.host.elevation import Elevation, Password
+from nixa_tasks.host.sudo import Elevation, Password
 from nixa_tasks.manifest.model import Host
-from nixa_tasks.process import run as process
-from nixa_tasks.process.pump import Sink
-from nixa_tasks.process.run import Argv, Completed
+from nixa_tasks.process.clock import Clock
+from nixa_tasks.process.run import Argv, Completed, Output, Place, Processes, Stdin, paste
 
 CONNECT_SECONDS = 10
 ALIVE_SECONDS = 3  # 3 x 3 s: a dead connection is noticed in 9 s, one through a kexec survives
 PERSIST_SECONDS = 60
 STATUS_SSH = 255
 ANSWER_LIMIT = 64 << 20  # bytes; a host that says more in one call is not listened to
+_OUTPUT = Output(keep=1 << 20)
 
 
 class Unreachable(NixaError):
@@ -53,9 +52,11 @@ def remote_command(argv: Argv) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Ssh:
-    """The way to one host. `folder` is private to this run and short (sockets lie in it).
+    """The way to one host, over the processes and by the clock of this run.
 
-    `strict` false takes the key that is shown and writes it to `known_hosts` (first contact).
+    `folder` is private to this run and short (sockets lie in it). `strict` false takes the key that
+    is shown and writes it to `known_hosts` (first contact). `shared`: over one connection for all
+    calls, else a new login for each.
     """
 
     host: Host
@@ -63,17 +64,25 @@ class Ssh:
     target: str
     user: str
     port: int | None
+    processes: Processes = field(repr=False, compare=False)
+    clock: Clock = field(repr=False, compare=False)
     strict: bool = True
+    shared: bool = True
     elevation: Elevation = Elevation.NONE
     password: Password | None = field(default=None, repr=False)
 
     @classmethod
-    def to(cls, host: Host, folder: Path) -> Ssh:
-        return cls(host, folder, host.target, host.user, host.port)
+    def to(cls, host: Host, folder: Path, processes: Processes, clock: Clock) -> Ssh:
+        """The way that hosts.toml describes."""
+        return cls(host, folder, host.target, host.user, host.port, processes, clock)
 
     def as_root(self) -> Ssh:
         """The same machine once it runs the installer or what was installed: root's login."""
         return replace(self, user="root", elevation=Elevation.NONE, password=None)
+
+    def unshared(self) -> Ssh:
+        """The same way, with a new login for each call."""
+        return replace(self, shared=False)
 
     @property
     def known_hosts(self) -> Path:
@@ -88,7 +97,7 @@ class Ssh:
         where = f"{self.user}@{self.target}:{self.port}"
         return self.folder / f"{self._tag}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
 
-    def options(self, *, shared: bool = True) -> Argv:
+    def options(self) -> Argv:
         """ssh's options, those that identity hangs on first: ssh takes the first value it sees."""
         pairs = [
             f"HostKeyAlias={self.host.name}",
@@ -100,7 +109,7 @@ class Ssh:
             "UpdateHostKeys=no",
             "BatchMode=yes",
         ]
-        if shared:
+        if self.shared:
             pairs += ["ControlMaster=auto", f"ControlPath={self.socket}", f"ControlPersist={PERSIST_SECONDS}"]
         else:
             pairs += ["ControlMaster=no", "ControlPath=none"]
@@ -118,14 +127,14 @@ class Ssh:
             options += ["-p", str(self.port)]
         return tuple(options)
 
-    def command(self, *remote: str, shared: bool = True, root: bool = False) -> Argv:
+    def command(self, *remote: str, root: bool = False) -> Argv:
         """The whole argv that runs `remote` on the host, as root if asked.
 
         Its input then begins with `password.preamble`, where there is a password.
         """
         prefix = self.elevation.prefix if root else ()
         words = (remote_command(prefix + remote),) if remote else ()
-        return ("ssh", *self.options(shared=shared), "-T", "-l", self.user, "--", self.target, *words)
+        return ("ssh", *self.options(), "-T", "-l", self.user, "--", self.target, *words)
 
     def run(
         self,
@@ -133,39 +142,32 @@ class Ssh:
         *args: str,
         deadline: float,
         root: bool = False,
-        stdin: bytes | Iterator[bytes] | IO[bytes] | None = None,
-        sink: Sink | None = None,
-        sink_stdout: bool = True,
+        stdin: Stdin | None = None,
+        output: Output = _OUTPUT,
         check: bool = True,
-        shared: bool = True,
-        what: str | None = None,
-        max_stdout: int = 1 << 20,
-        limit: int = ANSWER_LIMIT,
+        what: str = "ssh",
     ) -> Completed:
         """Run a POSIX shell script on the host; `args` are its `$1`, `$2`, …
 
-        Raises Unreachable where ssh itself fails, else as process.run does; a host that answers
-        with more than `limit` bytes is cut off.
+        Raises Unreachable where ssh itself fails, else as Processes.run does; a host that answers
+        with more than `output.limit` bytes (by default ANSWER_LIMIT) is cut off.
         """
-        argv = self.command("sh", "-c", script, "nixa", *args, shared=shared, root=root)
-        done = process.run(
+        argv = self.command("sh", "-c", script, "nixa", *args, root=root)
+        done = self.processes.run(
             argv,
             deadline=deadline,
             stdin=self.password.ahead_of(stdin) if root and self.password else stdin,
-            sink=sink,
-            sink_stdout=sink_stdout,
+            place=Place(env=environment()),
+            output=output if output.limit else replace(output, limit=ANSWER_LIMIT),
             check=False,
             host=self.host.name,
-            what=what or "ssh",
-            max_stdout=max_stdout,
-            limit=limit,
-            env=environment(),
+            what=what,
         )
         if done.status == STATUS_SSH or done.status < 0:  # ssh's own failure, or somebody killed it
             raise explain(self, done.tail)
         if check and done.status != 0:
             raise CommandFailed(
-                f"{what or 'a command on the host'}: ended with status {done.status}",
+                f"{what}: ended with status {done.status}",
                 argv=argv,
                 status=done.status,
                 host=self.host.name,
@@ -176,26 +178,26 @@ class Ssh:
     def disconnect(self) -> None:
         """End the shared connection, if there is one, so that the next call logs in anew."""
         if self.socket.exists():
-            end_shared(self.socket)
+            end_shared(self.processes, self.socket)
 
-    def tool_environment(self, *, shared: bool = True, preamble: Path | None = None) -> dict[str, str]:
+    def tool_environment(self, *, preamble: Path | None = None) -> dict[str, str]:
         """The environment for a tool that calls `ssh`: ours comes first on its PATH.
 
         `preamble`: a private file that goes ahead of the input of a `nix-daemon` on the host.
         """
         return environment() | {
-            "PATH": f"{self._shim(shared, preamble)}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+            "PATH": f"{self._shim(preamble)}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         }
 
-    def _shim(self, shared: bool, preamble: Path | None) -> Path:
+    def _shim(self, preamble: Path | None) -> Path:
         real = shutil.which("ssh")
         if real is None:
             raise NixaError("ssh is not there", hint="install the OpenSSH client")
-        kind = f"{'shared' if shared else 'plain'}-{self.strict:d}{'-fed' if preamble else ''}"
+        kind = f"{'shared' if self.shared else 'plain'}-{self.strict:d}{'-fed' if preamble else ''}"
         folder = self.folder / f"{self._tag}-{kind}-bin"
         folder.mkdir(mode=0o700, exist_ok=True)
         script = folder / "ssh"
-        call = shlex.join((real, *self.options(shared=shared)))
+        call = shlex.join((real, *self.options()))
         text = f'#!/bin/sh\n{_feeding(preamble, call) if preamble else ""}exec {call} "$@"\n'
         fresh = script.with_name(f".ssh-{os.getpid()}-{id(self)}")
         fresh.write_text(text)
@@ -215,11 +217,11 @@ def _feeding(preamble: Path, call: str) -> str:
     )
 
 
-def end_shared(socket: Path) -> None:
+def end_shared(processes: Processes, socket: Path) -> None:
     """End the shared connection of that socket. Where all is being stopped, whoever ends the rest
     does it (cleanup_after_kill.py)."""
     with contextlib.suppress(NixaError):
-        process.run(
+        processes.run(
             ("ssh", "-o", f"ControlPath={socket}", "-O", "exit", "--", "gone"), deadline=5, check=False
         )
         socket.unlink(missing_ok=True)
@@ -292,5 +294,5 @@ def explain(ssh: Ssh, tail: tuple[str, ...]) -> Unreachable:
         f"{where}: ssh failed",
         host=ssh.host.name,
         tail=tail,
-        hint=f"try it by hand: {process.paste(login)}",
+        hint=f"try it by hand: {paste(login)}",
     )

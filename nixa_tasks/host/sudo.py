@@ -1,7 +1,11 @@
-"""The password for sudo: had once a run, from the environment or the terminal, and tried with care.
+"""How a login becomes root on a host, and sudo's password for that.
 
-A refused password is not tried on another host until some host has taken it: with accounts of a
-directory, every try counts towards one lockout.
+The password is asked for once a run, from the environment or the terminal. It travels on standard
+input only: it is in no argument, no environment, no file on the host. `sudo -S` reads it byte by
+byte up to the newline, so that what follows is the command's.
+
+A refused password is not tried on another host until some host has accepted it: with directory
+accounts, every try counts towards one lockout.
 """
 
 from __future__ import annotations
@@ -10,26 +14,84 @@ import os
 import select
 import termios
 import threading
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import chain
 
 from nixa_tasks.errors import Interrupted, NixaError
-from nixa_tasks.host.elevation import Elevation, Password
-from nixa_tasks.host.reach import Reached
-from nixa_tasks.host.ssh import Ssh
-from nixa_tasks.process import run as process
+from nixa_tasks.process.pump import chunks_of
+from nixa_tasks.process.run import Argv, Stdin
 from nixa_tasks.process.sessions import SUDO_PASSWORD
 
-_TRY_SECONDS = 60
 _TERMINAL = "/dev/tty"
-_TRY = "LC_ALL=C exec sudo -k -S -p '' -- sh -c :"
-_WRONG = ("incorrect password", "try again", "authentication fail", "incorrect authentication")
+_LONGEST = 255  # bytes; sudo before 1.9 reads no more
+
+# Whether sudo took the password or did not ask, an empty line ends what is not the command's own
+# input: a password is never empty. `read` takes no byte past a newline in any POSIX shell.
+_SKIP = 'while IFS= read -r line && [ -n "$line" ]; do :; done; exec "$@"'
+
+
+class Elevation(StrEnum):
+    """How the login becomes root."""
+
+    NONE = "none"
+    SUDO = "sudo"
+    DOAS = "doas"
+    PASSWORD = "password"  # noqa: S105 -- the name of a way, not a password
+
+    @property
+    def prefix(self) -> Argv:
+        """What stands before the command. `-k`: no remembered login is used, and none is left behind."""
+        match self:
+            case Elevation.NONE:
+                return ()
+            case Elevation.SUDO:
+                return ("sudo", "-n", "--")
+            case Elevation.DOAS:
+                return ("doas", "-n", "--")
+            case Elevation.PASSWORD:
+                return ("sudo", "-k", "-S", "-p", "", "--", "sh", "-c", _SKIP, "nixa")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Password:
+    """sudo's password. It shows itself to nobody; `line` is what sudo reads."""
+
+    _text: str
+
+    @classmethod
+    def parse(cls, text: str) -> Password:
+        """Raises ValueError, without the text, for one that sudo can't be given in one line."""
+        if not text:
+            raise ValueError("it is empty")
+        if any(ord(char) < 32 or ord(char) == 127 for char in text):
+            raise ValueError("it holds a control character")
+        if len(text.encode("utf-8", "surrogateescape")) > _LONGEST:
+            raise ValueError(f"it is longer than {_LONGEST} bytes")
+        return cls(text)
+
+    @property
+    def line(self) -> bytes:
+        return self._text.encode("utf-8", "surrogateescape") + b"\n"
+
+    @property
+    def preamble(self) -> bytes:
+        """What goes ahead of the input of a command behind `Elevation.PASSWORD.prefix`."""
+        return self.line + b"\n"
+
+    def ahead_of(self, stdin: Stdin | None) -> Iterator[bytes]:
+        return chain((self.preamble,), chunks_of(stdin))
 
 
 class Passwords:
-    """One run's password, and whether a host has taken or refused it. Safe to use from threads."""
+    """One run's password, and whether a host has accepted or refused it. Safe to use from threads.
 
-    def __init__(self) -> None:
+    `is_stopping` ends a question on the terminal.
+    """
+
+    def __init__(self, is_stopping: Callable[[], bool]) -> None:
+        self._is_stopping = is_stopping
         self._lock = threading.Lock()
         self._password: Password | None = None
         self._is_taken = False
@@ -42,7 +104,7 @@ class Passwords:
         waited for. Raises NixaError, Interrupted."""
         with self._lock:  # held over the first check, so that a wrong one is tried once
             if self._password is None:
-                self._password = _obtain(host, user, announce)
+                self._password = _obtain(host, user, announce, self._is_stopping)
             password = self._password
             if not self._is_taken:
                 if self._refused_by not in (None, host):
@@ -62,25 +124,6 @@ class Passwords:
         return password
 
 
-_passwords = Passwords()
-
-
-def with_password(ssh: Ssh, announce: Callable[[str], None]) -> Ssh:
-    """The same way to the host, with the password that its sudo asks for; tried once, there.
-
-    Raises NixaError where there is none, where it is refused, or where sudo does not let the user.
-    """
-    password = _passwords.checked(ssh.host.name, ssh.user, lambda given: _is_taken(ssh, given), announce)
-    return replace(ssh, elevation=Elevation.PASSWORD, password=password)
-
-
-def as_root(reached: Reached, announce: Callable[[str], None]) -> Reached:
-    """The host as it was reached, with sudo's password where it asks for one. Raises NixaError."""
-    if reached.can_be_root or reached.facts.root != "password":
-        return reached
-    return replace(reached, ssh=with_password(reached.ssh, announce))
-
-
 def is_at_hand() -> bool:
     """Whether a password could be had: it is set, or there is a terminal to ask on."""
     if os.environ.get(SUDO_PASSWORD):
@@ -90,21 +133,6 @@ def is_at_hand() -> bool:
         return False
     os.close(terminal)
     return True
-
-
-def _is_taken(ssh: Ssh, password: Password) -> bool:
-    """Whether sudo there takes it. The input ends behind it, so that sudo can't ask again."""
-    done = ssh.run(_TRY, deadline=_TRY_SECONDS, stdin=password.line, check=False, what="sudo")
-    if done.is_ok:
-        return True
-    if any(word in line.lower() for line in done.tail for word in _WRONG):
-        return False
-    raise NixaError(
-        f"sudo does not let {ssh.user} become root",
-        host=ssh.host.name,
-        tail=done.tail,
-        hint=f"nixa runs `sh` as root; see what `sudo -l` says there to {ssh.user}",
-    )
 
 
 def _hint(user: str) -> str:
@@ -118,9 +146,11 @@ def _refused(host: str, user: str) -> NixaError:
     return NixaError(f"sudo refused the password of {user}", host=host, hint=_hint(user))
 
 
-def _obtain(host: str, user: str, announce: Callable[[str], None]) -> Password:
+def _obtain(
+    host: str, user: str, announce: Callable[[str], None], is_stopping: Callable[[], bool]
+) -> Password:
     given = os.environ.get(SUDO_PASSWORD)
-    text = given or _ask(host, user, announce)
+    text = given or _ask(host, user, announce, is_stopping)
     try:
         return Password.parse(text)
     except ValueError as error:
@@ -141,7 +171,7 @@ def _open_terminal() -> int | None:
     return None
 
 
-def _ask(host: str, user: str, announce: Callable[[str], None]) -> str:
+def _ask(host: str, user: str, announce: Callable[[str], None], is_stopping: Callable[[], bool]) -> str:
     """Ask on the terminal, without echo. Unlike getpass it ends when the run is stopped, and gives
     the terminal back as it was. Raises NixaError where there is no terminal, Interrupted."""
     terminal = _open_terminal()
@@ -159,7 +189,7 @@ def _ask(host: str, user: str, announce: Callable[[str], None]) -> str:
         try:
             termios.tcsetattr(terminal, termios.TCSAFLUSH, quiet)
             os.write(terminal, f"{host}: sudo password of {user} (for every host that asks): ".encode())
-            return _read_line(terminal)
+            return _read_line(terminal, is_stopping)
         finally:
             termios.tcsetattr(terminal, termios.TCSADRAIN, before)
             os.write(terminal, b"\n")
@@ -167,10 +197,10 @@ def _ask(host: str, user: str, announce: Callable[[str], None]) -> str:
         os.close(terminal)
 
 
-def _read_line(terminal: int) -> str:
+def _read_line(terminal: int, is_stopping: Callable[[], bool]) -> str:
     text = b""
     while not text.endswith(b"\n"):
-        if process.is_stopping():
+        if is_stopping():
             raise Interrupted("stopped")
         if not select.select([terminal], [], [], 0.1)[0]:
             continue

@@ -39,3 +39,8 @@ class SystemClock:
     def sleep(self, seconds: float) -> None:
         if self._stopped.wait(seconds):
             raise Interrupted("stopped")
+
+
+def rfc3339(moment: datetime) -> str:
+    """A moment in UTC as the journal and receipts write it: RFC 3339, whole seconds."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -49,13 +49,15 @@ def _hardware(host: str) -> None:
 def _told(host: str, command: tuple[str, ...]) -> bytes:
     from nixa_tasks.errors import NixaError
     from nixa_tasks.host.hardware import report
-    from nixa_tasks.host.sudo import as_root
+    from nixa_tasks.host.reach import as_root
 
     now = run.current()
     with now.journal.step(host, "hardware"):
         reached = run.connect(now.manifest.hosts[host])
         try:
-            reached = as_root(reached, lambda text: now.journal.note(host, "sudo", text))
+            reached = as_root(
+                reached, now.access.passwords, lambda text: now.journal.note(host, "sudo", text)
+            )
             if not reached.can_be_root:
                 raise NixaError("the login can't become root, which the report needs", host=host)
             return report(reached.ssh, command)

@@ -238,13 +238,12 @@ def _reach(host: str) -> None:
 
 
 def _trust(host: str, pin: bool) -> None:
-    from nixa_tasks.host.host_key import KnownHosts
     from nixa_tasks.host.reach import trust
     from nixa_tasks.manifest.edit import set_host_key
 
     now = run.current()
     declared = now.manifest.hosts[host]
-    old, new = trust(declared, now.folder, KnownHosts(), is_pinned_anew=pin)
+    old, new = trust(declared, now.access, is_pinned_anew=pin)
     lines = [f"{host}: old {old or 'none'}", f"{host}: new {new.fingerprint} ({new.kind})"]
     if pin:
         set_host_key(now.manifest.path, host, new.text)
@@ -261,5 +260,5 @@ def _history(host: str, as_json: bool) -> None:
     from nixa_tasks.fleet.history import read, render
     from nixa_tasks.text import terminal_width
 
-    receipts, source = read(run.current().layout, run.current().manifest.hosts[host], run.current().folder)
+    receipts, source = read(run.current().layout, run.current().manifest.hosts[host], run.current().access)
     outcome.show(render(host, receipts, source, terminal_width(), as_json=as_json))

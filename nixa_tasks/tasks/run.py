@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nixa_tasks.deploy.uplink import Uplink
     from nixa_tasks.flake.evaluate import Evaluation, Output
     from nixa_tasks.flake.fingerprint import Fingerprint
-    from nixa_tasks.host.reach import Reached
+    from nixa_tasks.host.reach import Access, Reached
     from nixa_tasks.image.delivery.neighbours import Neighbours
     from nixa_tasks.tasks.work import Turn
 
@@ -47,7 +47,7 @@ class Run:
     deploys: tuple[str, ...] = ()
     turns: dict[str, Turn] = field(default_factory=dict)
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    _folder: Path | None = None
+    _access: Access | None = None
     _fingerprint: Fingerprint | None = None
     _evaluation: Evaluation | None = None
     _uplink: Uplink | None = None
@@ -55,14 +55,19 @@ class Run:
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
-    def folder(self) -> Path:
-        """This run's private folder for sockets, keys and scripts."""
+    def access(self) -> Access:
+        """What this run reaches hosts with, and its private folder for sockets, keys and scripts."""
         with self._lock:
-            if self._folder is None:
-                from nixa_tasks.host.reach import run_folder
+            if self._access is None:
+                from nixa_tasks.host.host_key import KnownHosts
+                from nixa_tasks.host.reach import Access, run_folder
+                from nixa_tasks.host.sudo import Passwords
 
-                self._folder = self._open.enter_context(run_folder())
-            return self._folder
+                local = process.local()
+                folder = self._open.enter_context(run_folder(local))
+                passwords = Passwords(local.is_stopping)
+                self._access = Access(local, local.clock, folder, KnownHosts(), passwords)
+            return self._access
 
     @property
     def uplink(self) -> Uplink:
@@ -71,7 +76,7 @@ class Run:
             if self._uplink is None:
                 from nixa_tasks.deploy.uplink import Uplink
 
-                self._uplink = Uplink(self.manifest.fleet.copy_jobs)
+                self._uplink = Uplink(self.manifest.fleet.copy_jobs, process.local().clock)
             return self._uplink
 
     @property
@@ -172,12 +177,9 @@ def current() -> Run:
 def connect(host: Host) -> Reached:
     """Reach a host for this run; whoever asks ends the connection. Raises as reach.connect does."""
     from nixa_tasks.host import reach
-    from nixa_tasks.host.host_key import KnownHosts
 
     now = current()
-    return reach.connect(
-        host, now.folder, KnownHosts(), lambda text: now.journal.note(host.name, "reach", text)
-    )
+    return reach.connect(host, now.access, lambda text: now.journal.note(host.name, "reach", text))
 
 
 def peek() -> Run | None:

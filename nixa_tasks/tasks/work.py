@@ -17,7 +17,7 @@ from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.files import now as stamp_now
 from nixa_tasks.flake import build
 from nixa_tasks.fleet.reporter import FAILED, Result
-from nixa_tasks.host import sudo
+from nixa_tasks.host import reach
 from nixa_tasks.image.obtain import Obtained
 from nixa_tasks.manifest.model import Image
 from nixa_tasks.state.run_log import RunLog
@@ -56,7 +56,7 @@ def carry_out(host: str, asked: Asked, back: Back | None = None) -> None:
         flake=now.fingerprint.revision,
         layout=now.layout,
         journal=now.journal,
-        folder=now.folder,
+        access=now.access,
         suppliers=Suppliers(_system, _disko, _image, build_there),
         neighbours=now.neighbours,
         uplink=now.uplink,
@@ -134,9 +134,11 @@ def _is_built_there(host: str, log: RunLog) -> bool:
             now.journal.note(host, "build", "it does not run NixOS yet, so its first system is built here")
             return False
         flake = now.fingerprint.revision
-        reached = sudo.as_root(reached, lambda text: now.journal.note(host, "sudo", text))
+        reached = reach.as_root(
+            reached, now.access.passwords, lambda text: now.journal.note(host, "sudo", text)
+        )
         work = Work(
-            now.manifest, declared, output, flake, reached, now.layout, now.journal, log, now.folder, now.uplink
+            now.manifest, declared, output, flake, reached, now.layout, now.journal, log, now.access, now.uplink
         )  # fmt: skip
         preflight.check_root(work)
         build_there(work)

@@ -18,8 +18,8 @@ from nixa_tasks.image.delivery.neighbours import Member
 from nixa_tasks.image.delivery.on_host import FOLDER, good_prefix
 from nixa_tasks.image.obtain import Obtained
 from nixa_tasks.manifest.model import UrlImage
-from nixa_tasks.process import run as process
 from nixa_tasks.process.pump import Sink
+from nixa_tasks.process.run import Heartbeat, Output, Place
 
 Note = Callable[[str], None]
 
@@ -80,7 +80,7 @@ def _fetch(
 ) -> bool:
     note(f"the host fetches it from {source}")
     try:
-        ssh.run(script, obtained.sha256, url, deadline=_FETCH_SECONDS, sink=log, what="pull")
+        ssh.run(script, obtained.sha256, url, deadline=_FETCH_SECONDS, output=Output(sink=log), what="pull")
     except CommandFailed as error:
         note(f"{source}: {error.tail[-1] if error.tail else error.what}")
         return False
@@ -118,15 +118,14 @@ def _serving(ssh: Ssh, obtained: Obtained) -> Iterator[tuple[str, ...]]:
 
     token = secrets.token_urlsafe(16)
     program = resources.files("nixa_tasks.image.delivery").joinpath("server.py").read_text()
-    with process.hold(
+    with ssh.processes.hold(
         ssh.command("sh", "-c", _SERVE, "nixa", obtained.sha256, program, token),
         is_ready=is_ready,
         deadline=_SERVER_SECONDS,
-        beat=b"beat\n",
-        every=_BEAT_SECONDS,
+        heartbeat=Heartbeat(b"beat\n", _BEAT_SECONDS),
+        place=Place(env=environment()),
         host=ssh.host.name,
         what="handing the image on",
-        env=environment(),
     ):
         yield serving_urls(ssh, said[0], token)
 

@@ -20,8 +20,8 @@ from nixa_tasks.image.delivery.on_host import FOLDER, good_prefix, look
 from nixa_tasks.image.delivery.pull import hand_on, pull
 from nixa_tasks.image.obtain import Obtained, damage_here
 from nixa_tasks.manifest.model import Deliver
-from nixa_tasks.process import run as process
 from nixa_tasks.process.pump import Sink
+from nixa_tasks.process.run import Output
 
 Progress = Callable[[int, int | None], None]
 
@@ -155,7 +155,7 @@ def _upload(ssh: Ssh, obtained: Obtained, *, progress: Progress, note: Callable[
                 raise
             note(f"the upload was cut ({error.what}); trying again")
             ssh.disconnect()
-            process.sleep(_PAUSE_SECONDS * (attempt + 1))
+            ssh.clock.sleep(_PAUSE_SECONDS * (attempt + 1))
     raise NixaError(
         "the upload did not become whole", host=ssh.host.name, hint=f"doit deploy:{ssh.host.name}"
     )
@@ -187,7 +187,7 @@ def boot(ssh: Ssh, delivered: Delivered, *, extra_flags: str, log: Sink) -> None
             extra_flags,
             root=True,
             deadline=_UNPACK_SECONDS,
-            sink=log,
+            output=Output(sink=log),
             what="kexec",
         )
     except CommandFailed as error:

@@ -20,9 +20,11 @@ from nixa_tasks.host.ssh import Ssh, Unreachable
 from nixa_tasks.lab import Lab, network
 from nixa_tasks.lab.machine import Machine
 from nixa_tasks.manifest.model import Host
+from nixa_tasks.process.run import LocalProcesses
 from nixa_tasks.state import private_dir as private
 from tests.integration.deploy.conftest import Fleet
 
+LOCAL = LocalProcesses()
 pytestmark = [pytest.mark.lab, pytest.mark.xdist_group("deploy-delivery")]
 
 IMAGE_MB = 12
@@ -185,7 +187,7 @@ def test_a_machine_that_lost_the_connection_and_stays_up_is_told_of(
     host = Host("web1", machine.address, identity=one.lab.identity)
     lost = Unreachable("lost", "the connection was lost", host="web1")
     with private.folder(private.temporary()) as folder:
-        ssh = reach.prepare(Ssh.to(host, folder), Expectation(Trust.ANY))
+        ssh = reach.prepare(Ssh.to(host, folder, LOCAL, LOCAL.clock), Expectation(Trust.ANY))
         before = probe.ask(ssh).boot_id
         with pytest.raises(Unreachable) as caught:
             boot.await_boot(ssh, before=before, deadline=60, what="the installer", hint="", lost=lost)

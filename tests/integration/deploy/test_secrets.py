@@ -17,14 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from nixa_tasks.host.elevation import Elevation, Password
 from nixa_tasks.host.ssh import Ssh
+from nixa_tasks.host.sudo import Elevation, Password
 from nixa_tasks.lab import ADMIN_PASSWORD, Lab, Machine
 from nixa_tasks.manifest.model import Host
+from nixa_tasks.process.run import LocalProcesses, Output
 from nixa_tasks.state import private_dir as private
 from tests.integration.deploy.background import Background, wait_until
 from tests.integration.deploy.conftest import Fleet
 
+LOCAL = LocalProcesses()
 pytestmark = [
     pytest.mark.lab,
     pytest.mark.skipif(shutil.which("sudo") is None, reason="there is no sudo on this computer"),
@@ -284,7 +286,7 @@ def test_sudo_takes_its_line_and_the_command_the_rest(fleet: Fleet, tmp_path: Pa
     host = Host("web1", machine.address, user="admin", identity=fleet.lab.paths.identity)
     with private.folder(private.temporary()) as folder:
         ssh = Ssh(
-            host, folder, host.target, "admin", 22, strict=False,
+            host, folder, host.target, "admin", 22, LOCAL, LOCAL.clock, strict=False,
             elevation=Elevation.PASSWORD, password=Password.parse(ADMIN_PASSWORD),
         )  # fmt: skip
         for is_asked in (True, False):
@@ -297,7 +299,7 @@ def test_sudo_takes_its_line_and_the_command_the_rest(fleet: Fleet, tmp_path: Pa
                     root=True,
                     stdin=payload,
                     deadline=30,
-                    max_stdout=2 << 20,
+                    output=Output(keep=2 << 20),
                 )
                 assert done.raw == b"0\n" + payload + b"$'\\end"
         assert ssh.run("cat", root=True, deadline=30).raw == b"", "no input is no input"

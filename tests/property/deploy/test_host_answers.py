@@ -24,11 +24,13 @@ from nixa_tasks.host.ssh import Ssh
 from nixa_tasks.image.delivery import on_host as onhost
 from nixa_tasks.image.delivery.pull import serving_urls
 from nixa_tasks.manifest.model import Host
+from nixa_tasks.process.run import LocalProcesses
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 
 HOST = Host("web1", "203.0.113.1")
-SSH = Ssh.to(HOST, Path("/run/x"))
+LOCAL = LocalProcesses()
+SSH = Ssh.to(HOST, Path("/run/x"), LOCAL, LOCAL.clock)
 GOOD = Receipt(
     "203.0.113.1", "ssh-ed25519 AAAA", "/nix/store/x", "/nix/store/x", None, How.SWITCH, None, "github:x/y",
     "2026-01-01T00:00:00Z", 3.5, "a@b", Outcome.DONE,
@@ -134,5 +136,5 @@ def test_a_host_that_answers_without_end_is_cut_off(
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     started = time.monotonic()
     with pytest.raises(NixaError, match="printed more than"):
-        probe.ask(Ssh.to(HOST, tmp_path))
+        probe.ask(Ssh.to(HOST, tmp_path, LOCAL, LOCAL.clock))
     assert time.monotonic() - started < 30

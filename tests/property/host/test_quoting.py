@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nixa_tasks.host.elevation import Elevation, Password
 from nixa_tasks.host.ssh import remote_command
+from nixa_tasks.host.sudo import Elevation, Password
 
 SHELLS = {"dash": "dash", "bash": "bash", "busybox": "busybox"}
 # As real as sudo gets without root: `-S` reads one line, byte by byte, where it asks at all. The real

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from nixa_tasks.deploy.receipts import Started
 from nixa_tasks.flake.output import Output
 from nixa_tasks.host.probe import Facts, Os
 from nixa_tasks.manifest.model import Host, Mode
+from nixa_tasks.process.clock import SystemClock
 from nixa_tasks.state.layout import Layout
 
 OLD, NEW = (f"/nix/store/{letter * 32}-nixos-system-web1" for letter in "ab")
@@ -31,7 +33,7 @@ def test_a_system_that_is_not_the_flakes_is_not_recorded_as_waiting_for_it(
             facts=Facts(os=Os.NIXOS, system=live), can_be_root=False, key=SimpleNamespace(text="k")
         ),
     )  # fmt: skip
-    receipt = adopt(work, Started())
+    receipt = adopt(work, Started.now(SystemClock(threading.Event())))
     assert (receipt.out, receipt.wanted, receipt.drv) == (live, live, drv)
     assert not receipt.is_pending
     assert is_deployed(HOST, OUTPUT, receipt) is is_done

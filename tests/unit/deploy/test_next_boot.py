@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from nixa_tasks.deploy.switch import RolledBack
 from nixa_tasks.errors import NixaError
 from nixa_tasks.host.probe import Facts, Os
 from nixa_tasks.manifest.model import Host, Mode
+from nixa_tasks.process.clock import SystemClock
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.receipt import How, Receipt
 
@@ -36,7 +38,7 @@ def set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: str, theirs
         log=SimpleNamespace(path=tmp_path / "log"),
         flake=None, wanted=NEW, drv=None,
     )  # fmt: skip
-    return next_boot.boot_into(work, NEW, How.BOOT, Started(), drv=None)
+    return next_boot.boot_into(work, NEW, How.BOOT, Started.now(SystemClock(threading.Event())), drv=None)
 
 
 BEFORE = Receipt.from_json({

@@ -7,11 +7,12 @@ import threading
 import pytest
 
 from nixa_tasks.deploy.uplink import Uplink
+from nixa_tasks.process.clock import SystemClock
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_never_more_than_copy_jobs_transfers_run_and_all_get_their_turn(jobs: int) -> None:
-    uplink, lock = Uplink(jobs), threading.Lock()
+    uplink, lock = Uplink(jobs, SystemClock(threading.Event())), threading.Lock()
     running: list[int] = [0]
     most: list[int] = []
     said: list[str] = []
@@ -41,7 +42,7 @@ def test_never_more_than_copy_jobs_transfers_run_and_all_get_their_turn(jobs: in
 
 
 def test_a_wait_is_said_once_and_a_failure_gives_the_turn_back() -> None:
-    uplink, said = Uplink(1), list[str]()
+    uplink, said = Uplink(1, SystemClock(threading.Event())), list[str]()
     inside, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:

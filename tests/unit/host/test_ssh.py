@@ -11,29 +11,33 @@ import pytest
 
 from nixa_tasks.host.ssh import Ssh, explain
 from nixa_tasks.manifest.model import Host
+from nixa_tasks.process.run import LocalProcesses
 
 HOST = Host("web1", "203.0.113.1", port=2222, identity=Path("/k"), ssh_options=("ProxyCommand=nc %h %p",))
 
 
+def ssh_to(folder: Path = Path("/run/x")) -> Ssh:
+    local = LocalProcesses()
+    return Ssh.to(HOST, folder, local, local.clock)
+
+
 def test_the_pins_come_before_the_hosts_own_options() -> None:
-    words = Ssh.to(HOST, Path("/run/x")).command("true")
+    words = ssh_to().command("true")
     assert words.index("StrictHostKeyChecking=yes") < words.index("ProxyCommand=nc %h %p")
-    assert words.index("UserKnownHostsFile=" + str(Ssh.to(HOST, Path("/run/x")).known_hosts)) < words.index(
-        "-i"
-    )
+    assert words.index("UserKnownHostsFile=" + str(ssh_to().known_hosts)) < words.index("-i")
 
 
 def test_an_option_with_blanks_stays_one_word() -> None:
-    assert "ProxyCommand=nc %h %p" in Ssh.to(HOST, Path("/run/x")).command("true")
+    assert "ProxyCommand=nc %h %p" in ssh_to().command("true")
 
 
 def test_the_target_can_not_be_read_as_an_option() -> None:
-    words = Ssh.to(HOST, Path("/run/x")).command("true")
+    words = ssh_to().command("true")
     assert words[words.index("--") + 1] == HOST.target
 
 
 def test_two_addresses_of_one_host_share_no_socket() -> None:
-    here = Ssh.to(HOST, Path("/run/x"))
+    here = ssh_to()
     assert here.socket != replace(here, target="203.0.113.2").socket
     assert len(str(here.socket)) < 90
 
@@ -54,7 +58,7 @@ def test_two_addresses_of_one_host_share_no_socket() -> None:
     ],
 )
 def test_ssh_failures_are_told_apart(said: str, kind: str) -> None:
-    error = explain(Ssh.to(HOST, Path("/run/x")), (said,))
+    error = explain(ssh_to(), (said,))
     assert error.kind == kind
     assert error.hint
     assert error.host == "web1"
@@ -71,7 +75,7 @@ def test_a_tool_sees_at_once_that_an_ssh_behind_a_password_is_gone(
     monkeypatch.setenv("PATH", str(real.parent), prepend=":")
     preamble = tmp_path / "preamble"
     preamble.write_text("password\n\n")
-    env = Ssh.to(HOST, tmp_path).tool_environment(preamble=preamble)
+    env = ssh_to(tmp_path).tool_environment(preamble=preamble)
     with subprocess.Popen(
         ("sh", "-c", 'exec ssh "$@"', "sh", "h", "sudo nix-daemon --stdio"),
         env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,

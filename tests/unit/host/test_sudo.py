@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from nixa_tasks.errors import NixaError
-from nixa_tasks.host.elevation import Elevation, Password
 from nixa_tasks.host.ssh import Ssh
-from nixa_tasks.host.sudo import Passwords
+from nixa_tasks.host.sudo import Elevation, Password, Passwords
 from nixa_tasks.manifest.model import Host
-from nixa_tasks.process import run as process
+from nixa_tasks.process.run import LocalProcesses, Place
 from nixa_tasks.process.sessions import SUDO_PASSWORD
 
+LOCAL = LocalProcesses()
 SECRET = "hunter2's $word"
 
 
@@ -37,19 +37,22 @@ def quiet(_text: str) -> None:
 def test_it_is_shown_by_nothing_that_holds_it() -> None:
     password = Password.parse(SECRET)
     ssh = replace(
-        Ssh.to(Host("web1", "203.0.113.1"), Path("/run/x")), elevation=Elevation.PASSWORD, password=password
+        Ssh.to(Host("web1", "203.0.113.1"), Path("/run/x"), LOCAL, LOCAL.clock),
+        elevation=Elevation.PASSWORD,
+        password=password,
     )
     assert "hunter2" not in f"{password!r} {password} {ssh!r} {ssh.command('true', root=True)}"
     assert ssh.as_root().password is None
 
 
 def test_no_child_inherits_it() -> None:
-    assert process.run(("env",), deadline=10).stdout.count(SUDO_PASSWORD) == 0
-    assert process.run(("env",), deadline=10, env=dict(os.environ)).stdout.count(SUDO_PASSWORD) == 0
+    assert LOCAL.run(("env",), deadline=10).stdout.count(SUDO_PASSWORD) == 0
+    place = Place(env=dict(os.environ))
+    assert LOCAL.run(("env",), deadline=10, place=place).stdout.count(SUDO_PASSWORD) == 0
 
 
 def test_hosts_wait_for_the_first_word_on_it_and_then_go_side_by_side() -> None:
-    passwords, begun = Passwords(), []
+    passwords, begun = Passwords(LOCAL.is_stopping), []
     go, together = threading.Event(), threading.Barrier(3)
 
     def check(host: str) -> bool:
@@ -78,7 +81,7 @@ def test_hosts_wait_for_the_first_word_on_it_and_then_go_side_by_side() -> None:
 
 
 def test_one_that_a_host_has_taken_is_tried_on_the_others_though_one_refuses_it() -> None:
-    passwords = Passwords()
+    passwords = Passwords(LOCAL.is_stopping)
     passwords.checked("a", "admin", lambda _password: True, quiet)
     with pytest.raises(NixaError, match="refused the password of admin") as caught:
         passwords.checked("b", "admin", lambda _password: False, quiet)
@@ -87,7 +90,7 @@ def test_one_that_a_host_has_taken_is_tried_on_the_others_though_one_refuses_it(
 
 
 def test_a_refused_one_is_not_tried_elsewhere() -> None:
-    passwords = Passwords()
+    passwords = Passwords(LOCAL.is_stopping)
     tried = []
 
     def refuse(password: Password) -> bool:
@@ -104,7 +107,7 @@ def test_a_refused_one_is_not_tried_elsewhere() -> None:
 def test_one_that_can_not_be_a_line_is_refused_without_being_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SUDO_PASSWORD, f"{SECRET}\nrm")
     with pytest.raises(NixaError, match="control character") as caught:
-        Passwords().checked("a", "admin", lambda _password: True, quiet)
+        Passwords(LOCAL.is_stopping).checked("a", "admin", lambda _password: True, quiet)
     assert "hunter2" not in caught.value.render()
 
 
@@ -136,10 +139,11 @@ class Terminal:
 
 ASK = """
 import threading
-from nixa_tasks.process import run as process
+from nixa_tasks.process.run import LocalProcesses
 from nixa_tasks.errors import Interrupted
 from nixa_tasks.host import sudo
-passwords = sudo.Passwords()
+local = LocalProcesses()
+passwords = sudo.Passwords(local.is_stopping)
 def ask():
     try:
         for host in ("web1", "web2"):
@@ -171,7 +175,7 @@ def test_it_is_asked_for_once_and_not_echoed(terminal: Terminal) -> None:
     assert b"typed in" not in terminal.seen
 
 
-STOP = f"{ASK}import time; time.sleep(1); process.stop_all(); thread.join(); import os; os.system('stty -a')"
+STOP = f"{ASK}import time; time.sleep(1); local.stop_all(); thread.join(); import os; os.system('stty -a')"
 
 
 @pytest.mark.parametrize("terminal", [STOP], indirect=True)

@@ -14,7 +14,7 @@ from nixa_tasks.image.delivery.pull import hand_on
 from nixa_tasks.image.obtain import Obtained
 from nixa_tasks.image.tarball import Summary
 from nixa_tasks.manifest.model import Host, UrlImage
-from nixa_tasks.process.run import Argv
+from nixa_tasks.process.run import Argv, LocalProcesses
 
 
 class _Saying(Ssh):
@@ -24,9 +24,12 @@ class _Saying(Ssh):
     line = ""
 
     def command(  # type: ignore[explicit-override]
-        self, *remote: str, shared: bool = True, root: bool = False
+        self, *remote: str, root: bool = False
     ) -> Argv:
         return ("sh", "-c", 'echo "$1"; exec cat >/dev/null', "sh", self.line)
+
+
+LOCAL = LocalProcesses()
 
 
 def _ignore(_text: str) -> None:
@@ -56,7 +59,7 @@ def test_a_host_whose_answer_makes_no_sense_is_no_failure(
         waiting.start()
         while not first.is_wanted():
             time.sleep(0.01)
-        hand_on(_Saying.to(Host("a", "a"), tmp_path), obtained, first, note=notes.append)
+        hand_on(_Saying.to(Host("a", "a"), tmp_path, LOCAL, LOCAL.clock), obtained, first, note=notes.append)
         first.leave()
         waiting.join(10)
     assert got == [None], "the other one gets it from outside"
