@@ -12,7 +12,7 @@ import pytest
 from tests.faults.image.image_server import serving
 from tests.integration.tasks.conftest import Doit
 
-HEAVY = ("httpx", "jsonschema", "rich", "tomlkit")
+HEAVY = ("httpx", "jinja2", "jsonschema", "rich", "tomlkit")
 
 
 @pytest.mark.parametrize("is_stamped", [False, True])
