@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from nixa_tasks.errors import NixaError
-from nixa_tasks.tasks import run
-from nixa_tasks.tasks.doit import action, outcome
+from nixa_tasks.tasks.actions import Task, view
+from nixa_tasks.tasks.run import Run
 
 if TYPE_CHECKING:
     from nixa_tasks.flake.evaluate import Output
     from nixa_tasks.fleet.plan import Planned
+    from nixa_tasks.fleet.report.failures import Log
     from nixa_tasks.fleet.status import Standing
     from nixa_tasks.host.reach import Reached
 
-Task = dict[str, Any]
 Row = TypeVar("Row")
 JSON = [{"name": "as_json", "long": "json", "type": bool, "default": False,
          "help": "one JSON document on standard output"}]  # fmt: skip
@@ -23,69 +24,60 @@ LIVE = [{"name": "live", "long": "live", "type": bool, "default": False, "help":
 DRY_RUN = [{"name": "dry_run", "long": "dry-run", "type": bool, "default": False,
             "help": "say what and how much, and remove nothing"}]  # fmt: skip
 
-
-def plan_task(hosts: Sequence[str], as_json: bool) -> Task:
-    return view(_plan, tuple(hosts), as_json)
-
-
-def status_task(hosts: Sequence[str], as_json: bool, live: bool) -> Task:
-    return view(_status, tuple(hosts), as_json, live)
+OUTPUT = [{"name": "output", "short": "o", "long": "output", "type": str, "default": "",
+           "help": "the file to write (.nixa/report.html)"}]  # fmt: skip
 
 
-def gc_task(dry_run: bool) -> Task:
-    return view(_gc, dry_run)
+def plan_task(run: Run, hosts: Sequence[str], as_json: bool) -> Task:
+    return view(run, _plan, tuple(hosts), as_json)
 
 
-def view(function: Callable[..., None], *args: object) -> Task:
-    """A task that only looks: its text is alone on standard output."""
-    return {
-        "actions": [action(function, *args)],
-        "uptodate": [False],
-        "verbosity": 2,
-        "io": {"capture": False},
-        "meta": {"view": True},
-    }
+def status_task(run: Run, hosts: Sequence[str], as_json: bool, live: bool) -> Task:
+    return view(run, _status, tuple(hosts), as_json, live)
 
 
-def _plan(hosts: tuple[str, ...], as_json: bool) -> None:
+def gc_task(run: Run, dry_run: bool) -> Task:
+    return view(run, _gc, dry_run)
+
+
+def _plan(run: Run, hosts: tuple[str, ...], as_json: bool) -> None:
     from nixa_tasks.fleet import plan
     from nixa_tasks.manifest.waves import wave_of
     from nixa_tasks.text import terminal_width
 
-    manifest = run.manifest()
-    rows = plan.in_waves(_all(_plan_one, hosts), wave_of(manifest.fleet.waves, manifest.hosts))
-    outcome.show(plan.as_json(rows) if as_json else plan.render(rows, terminal_width()))
+    manifest = run.manifest
+    rows = plan.in_waves(_all(run, _plan_one, hosts), wave_of(manifest.fleet.waves, manifest.hosts))
+    run.results.show(plan.as_json(rows) if as_json else plan.render(rows, terminal_width()))
 
 
-def _status(hosts: tuple[str, ...], as_json: bool, live: bool) -> None:
+def _status(run: Run, hosts: tuple[str, ...], as_json: bool, live: bool) -> None:
     from nixa_tasks.fleet import status
     from nixa_tasks.text import terminal_width
 
-    rows = standings(hosts, live=live)
-    outcome.show(status.as_json(rows) if as_json else status.render(rows, terminal_width()))
+    rows = standings(run, hosts, live=live)
+    run.results.show(status.as_json(rows) if as_json else status.render(rows, terminal_width()))
 
 
-def standings(hosts: Sequence[str], *, live: bool) -> list[Standing]:
+def standings(run: Run, hosts: Sequence[str], *, live: bool) -> list[Standing]:
     """How each host stands: by what is remembered here, or, `live`, by what it says itself."""
-    return _all(_ask_standing if live else _remember_standing, hosts)
+    return _all(run, _ask_standing if live else _remember_standing, hosts)
 
 
-def _all(one: Callable[[str], Row], hosts: Sequence[str]) -> list[Row]:
+def _all(run: Run, one: Callable[[Run, str], Row], hosts: Sequence[str]) -> list[Row]:
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(max(1, run.manifest().fleet.jobs)) as pool:
-        return list(pool.map(one, hosts))
+    with ThreadPoolExecutor(max(1, run.manifest.fleet.jobs)) as pool:
+        return list(pool.map(lambda host: one(run, host), hosts))
 
 
-def _plan_one(name: str) -> Planned:
+def _plan_one(run: Run, name: str) -> Planned:
     from nixa_tasks.deploy.adopt import is_deployed
     from nixa_tasks.fleet import plan
     from nixa_tasks.manifest.model import InstallPolicy
 
-    now = run.current()
-    host, receipt = now.manifest.hosts[name], now.receipt(name)
+    host, receipt = run.manifest.hosts[name], run.receipt(name)
     try:
-        output = now.evaluation.of(name)
+        output = run.evaluation.of(name)
     except NixaError as error:
         return plan.unknown(name, f"the flake can't be evaluated: {error.what}")
     if receipt and is_deployed(host, output, receipt) and host.install is not InstallPolicy.ALWAYS:
@@ -115,52 +107,89 @@ def _compare(row: Planned, reached: Reached, output: Output) -> Planned:
     )
 
 
-def _outputs(name: str) -> Output | None:
+def _outputs(run: Run, name: str) -> Output | None:
     try:
-        return run.current().evaluation.of(name)
+        return run.evaluation.of(name)
     except NixaError:
         return None
 
 
-def _remember_standing(name: str) -> Standing:
+def _remember_standing(run: Run, name: str) -> Standing:
     from nixa_tasks.fleet import status
 
-    now = run.current()
-    return status.remembered(now.manifest.hosts[name], _outputs(name), now.receipt(name))
+    return status.remembered(run.manifest.hosts[name], _outputs(run, name), run.receipt(name))
 
 
-def _ask_standing(name: str) -> Standing:
+def _ask_standing(run: Run, name: str) -> Standing:
     from nixa_tasks.fleet import status
 
-    now = run.current()
-    host, output = now.manifest.hosts[name], _outputs(name)
+    host, output = run.manifest.hosts[name], _outputs(run, name)
     try:
         reached = run.connect(host)
     except NixaError as error:
-        now.journal.note(name, "reach", error.what)
-        return status.unreachable(host, output, now.receipt(name))
+        run.journal.note(name, "reach", error.what)
+        return status.unreachable(host, output, run.receipt(name))
     reached.ssh.disconnect()
     return status.asked(host, output, reached.facts)
 
 
-def _gc(dry_run: bool) -> None:
+def _gc(run: Run, dry_run: bool) -> None:
     from nixa_tasks.manifest.model import BuildOn
-    from nixa_tasks.tasks.images import cache
     from nixa_tasks.text import size
 
-    removed = cache().gc(dry_run=dry_run, keep=run.manifest().images.values())
+    removed = run.cache.gc(dry_run=dry_run, keep=run.manifest.images.values())
     word = "would be removed" if dry_run else "removed"
     lines = [f"{one.path}: {size(one.size)} {word}" for one in removed]
-    now = run.current()
-    hosts = now.manifest.hosts
+    hosts = run.manifest.hosts
     names = {host for host in hosts if hosts[host].build_on is not BuildOn.REMOTE}
     names |= {f"{host}-disko" for host in hosts}
     superseded = {f"{host}-previous" for host in hosts} | hosts.keys()  # theirs who build by themselves
-    for root in sorted(now.layout.gcroots.glob("*")) if now.layout.gcroots.is_dir() else []:
+    for root in sorted(run.layout.gcroots.glob("*")) if run.layout.gcroots.is_dir() else []:
         if root.is_symlink() and root.name not in names and not root.name.startswith("kexec-"):
             why = "a superseded system" if root.name in superseded else "a host that hosts.toml no longer has"
             lines.append(f"{root}: GC root of {why}, {word}")
             if not dry_run:
                 root.unlink()
     lines.append(f"{size(sum(one.size for one in removed))} {word}")
-    outcome.show("\n".join(lines))
+    run.results.show("\n".join(lines))
+
+
+def report_task(run: Run, hosts: Sequence[str], live: bool, output: str) -> Task:
+    return view(run, _report, tuple(hosts), live, output)
+
+
+def _report(run: Run, hosts: tuple[str, ...], live: bool, output: str) -> None:
+    from nixa_tasks.files import write_bytes
+    from nixa_tasks.fleet.report.failures import failures
+    from nixa_tasks.fleet.report.fleet_table import Row
+    from nixa_tasks.fleet.report.page import Report, render
+    from nixa_tasks.fleet.report.runs import runs
+    from nixa_tasks.fleet.report.savings import account
+    from nixa_tasks.fleet.report.tail import read_journal
+
+    declared = run.manifest.hosts
+    rows = tuple(
+        Row(declared[one.host], one, run.receipt(one.host)) for one in standings(run, hosts, live=live)
+    )
+    journaled = read_journal(run.layout.journal)
+    last = runs(journaled.recent, without=run.journal.run)
+    page = render(Report(
+        title=run.manifest.root.name or "nixa",
+        made_at=run.processes.clock.now().timestamp(),
+        rows=rows,
+        runs=last,
+        failures=failures(last, lambda host, of_run: _log(run, host, of_run)),
+        images=account(journaled.files),
+        since=journaled.since,
+        is_live=live,
+    ))  # fmt: skip
+    path = Path(output).expanduser().absolute() if output else run.layout.report
+    write_bytes(path, page.encode())
+    run.results.show(f"report: {path}")
+
+
+def _log(run: Run, host: str, of_run: str) -> Log | None:
+    """The log of a host that hosts.toml has: a name in the journal alone is no path to look at."""
+    from nixa_tasks.fleet.report.tail import find_log
+
+    return find_log(run.layout, host, of_run) if host in run.manifest.hosts else None

@@ -2,57 +2,52 @@
 
 from __future__ import annotations
 
-import functools
-import threading
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from nixa_tasks.errors import NixaError
 from nixa_tasks.files import write_json
 from nixa_tasks.manifest.model import Image, UrlImage
-from nixa_tasks.tasks import run
-from nixa_tasks.tasks.doit import action, action_with_options, is_uptodate, outcome
+from nixa_tasks.tasks.actions import Meta, Task, action, action_with_options, is_uptodate
+from nixa_tasks.tasks.run import Run
 
 if TYPE_CHECKING:
-    from nixa_tasks.image.cache.cache import Cache
     from nixa_tasks.image.obtain import Obtained
 
-Task = dict[str, Any]
-_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
-
-def kexec_tasks() -> Iterator[Task]:
-    for name in run.manifest().images:
+def kexec_tasks(run: Run) -> Iterator[Task]:
+    for name in run.manifest.images:
         yield _task(
+            run,
             "kexec",
             name,
             _fetch,
             "fetch it into the cache, verified",
-            uptodate=[is_uptodate(functools.partial(_is_cached, name))],
+            uptodate=[is_uptodate(run, _is_cached, name)],
         )
 
 
-def checksum_tasks() -> Iterator[Task]:
-    for name in run.manifest().images:
+def checksum_tasks(run: Run) -> Iterator[Task]:
+    for name in run.manifest.images:
         yield _task(
+            run,
             "checksum",
             name,
             _verify,
             "verify the cached file against its pin",
-            targets=[str(run.layout().image_stamp(name))],
+            targets=[str(run.layout.image_stamp(name))],
             uptodate=[False],
         )
 
 
-def clean_tasks() -> Iterator[Task]:
+def clean_tasks(run: Run) -> Iterator[Task]:
     yield {
         "basename": "clean",
         "name": "kexec",
         "doc": "remove the cached images that hosts.toml pins",
-        "actions": [action(_clean)],
+        "actions": [action(run, _clean)],
         "uptodate": [False],
-        "meta": {},
+        "meta": Meta(run),
         "io": {"capture": False},
     }
 
@@ -67,9 +62,9 @@ _CHECK = {
 CHECK = [_CHECK]
 
 
-def pin_tasks(check: bool) -> Iterator[Task]:
+def pin_tasks(run: Run, check: bool) -> Iterator[Task]:
     """`check`: what was said of all of them, `doit pin --check`; each one can be told by itself too."""
-    images = run.manifest().images
+    images = run.manifest.images
     yield {"basename": "pin", "name": None, "doc": "look upstream, and write new hashes into hosts.toml"}
     for name, image in images.items():
         if isinstance(image, UrlImage):
@@ -78,36 +73,28 @@ def pin_tasks(check: bool) -> Iterator[Task]:
                 "name": name,
                 "doc": "the hash that its URL has now",
                 "params": [{**_CHECK, "default": check}],
-                "actions": [action_with_options(_pin, (name,), ("check",))],
+                "actions": [action_with_options(run, _pin, (name,), ("check",))],
                 "uptodate": [False],
-                "meta": {},
+                "meta": Meta(run),
                 "io": {"capture": False},
             }
 
 
-def cache() -> Cache:
-    """The cache that this manifest uses."""
-    from nixa_tasks.image.cache.cache import Cache, cache_dir
-
-    return Cache(cache_dir(run.manifest().fleet.cache))
-
-
-def obtain(image: Image) -> Obtained:
+def obtain(run: Run, image: Image) -> Obtained:
     """The image in the cache, verified and looked into; fetched if it has to be. One host's thread
     fetches, the others wait for it."""
     from nixa_tasks.image.obtain import obtain as obtain_image
 
-    now = run.current()
-    with _locks[image.name], now.journal.step(image.name, "kexec") as step:
+    with run.image_locks[image.name], run.journal.step(image.name, "kexec") as step:
         if _is_remote(image):
             step.sha256 = image.sha256
         obtained = obtain_image(
             image,
-            cache=cache(),
-            manifest=now.manifest.path,
-            gcroots=now.layout.gcroots,
+            cache=run.cache,
+            manifest=run.manifest.path,
+            gcroots=run.layout.gcroots,
             progress=step.progress,
-            note=lambda text: now.journal.note(image.name, "kexec", text),
+            note=lambda text: run.journal.note(image.name, "kexec", text),
         )
         step.size = obtained.path.stat().st_size
         return obtained
@@ -120,87 +107,85 @@ def _is_remote(image: Image) -> TypeGuard[UrlImage]:
     )
 
 
-def _task(family: str, name: str, function: Any, doc: str, **more: Any) -> Task:
+def _task(run: Run, family: str, name: str, function: Any, doc: str, **more: Any) -> Task:
     return {
         "basename": family,
         "name": name,
         "doc": doc,
-        "actions": [action(function, name)],
+        "actions": [action(run, function, name)],
         "verbosity": 2,
         "io": {"capture": False},
-        "meta": {"work": True},
+        "meta": Meta(run, work=True),
         **more,
     }
 
 
-def _is_cached(name: str) -> bool:
-    image = run.manifest().images[name]
-    if not isinstance(image, UrlImage) or cache().find(image) is None:
+def _is_cached(run: Run, name: str) -> bool:
+    image = run.manifest.images[name]
+    if not isinstance(image, UrlImage) or run.cache.find(image) is None:
         return False
-    if cache().entry(image.sha256).summary is None:
+    if run.cache.entry(image.sha256).summary is None:
         return False  # as pinned, but nobody has found an installer in it
-    cache().record_pin(image, run.manifest().path)  # another project's file may serve this one too
+    run.cache.record_pin(image, run.manifest.path)  # another project's file may serve this one too
     return True
 
 
-def _fetch(name: str) -> None:
-    obtained = obtain(run.manifest().images[name])
-    run.current().journal.note(name, "kexec", obtained.summary.line())
+def _fetch(run: Run, name: str) -> None:
+    obtained = obtain(run, run.manifest.images[name])
+    run.journal.note(name, "kexec", obtained.summary.line())
 
 
-def _verify(name: str) -> None:
-    now = run.current()
-    image = now.manifest.images[name]
-    with now.journal.step(name, "checksum"):
+def _verify(run: Run, name: str) -> None:
+    image = run.manifest.images[name]
+    with run.journal.step(name, "checksum"):
         if not isinstance(image, UrlImage):
-            obtained = obtain(image)
-            write_json(now.layout.image_stamp(name), {"sha256": obtained.sha256, "path": str(obtained.path)})
+            obtained = obtain(run, image)
+            write_json(run.layout.image_stamp(name), {"sha256": obtained.sha256, "path": str(obtained.path)})
             return
-        verified = cache().verify(image)
+        verified = run.cache.verify(image)
         if verified is None:
             raise NixaError(f"{name} is not in the cache", hint=f"doit kexec:{name}")
         write_json(
-            now.layout.image_stamp(name),
+            run.layout.image_stamp(name),
             {"sha256": image.sha256, "path": str(verified), "size": verified.stat().st_size},
         )
-    outcome.show(f"{name}: {verified} is sha256 {image.sha256}, as pinned")
+    run.results.show(f"{name}: {verified} is sha256 {image.sha256}, as pinned")
 
 
-def _clean() -> None:
+def _clean(run: Run) -> None:
     from nixa_tasks.text import size
 
-    images = [image for image in run.manifest().images.values() if isinstance(image, UrlImage)]
-    freed = cache().clean(images)
-    outcome.show(f"clean:kexec: {freed} bytes freed ({size(freed)})")
+    images = [image for image in run.manifest.images.values() if isinstance(image, UrlImage)]
+    freed = run.cache.clean(images)
+    run.results.show(f"clean:kexec: {freed} bytes freed ({size(freed)})")
 
 
-def _pin(name: str, check: bool) -> None:
+def _pin(run: Run, name: str, check: bool) -> None:
     from nixa_tasks.manifest.digest import to_sri
     from nixa_tasks.manifest.edit import set_pin
 
-    now = run.current()
-    image = now.manifest.images[name]
+    image = run.manifest.images[name]
     if not isinstance(image, UrlImage):
         raise NixaError(f"{name} is pinned by the flake's lock file", hint="nix flake update")
     if check:
         from nixa_tasks.image.pin import check as check_pin
 
-        said = check_pin(image, cache=cache())
-        outcome.show(f"{name}: {said.text}", status=1 if said.is_outdated else 0)
+        said = check_pin(image, cache=run.cache)
+        run.results.show(f"{name}: {said.text}", status=1 if said.is_outdated else 0)
         return
     from nixa_tasks.image.pin import look
 
-    with now.journal.step(name, "pin") as step:
+    with run.journal.step(name, "pin") as step:
         found = look(
             image,
-            cache=cache(),
+            cache=run.cache,
             progress=step.progress,
-            note=lambda text: now.journal.note(name, "pin", text),
+            note=lambda text: run.journal.note(name, "pin", text),
         )
         step.sha256 = found.sha256 if _is_remote(image) else ""
     old, new = to_sri(image.sha256), to_sri(found.sha256)
     if found.sha256 == image.sha256:
-        outcome.show(f"{name}: the pin is right: {new}")
+        run.results.show(f"{name}: the pin is right: {new}")
         return
-    set_pin(now.manifest.path, name, new)
-    outcome.show(f"{name}: old {old}\n{name}: new {new}\n{name}: written to {now.manifest.path.name}")
+    set_pin(run.manifest.path, name, new)
+    run.results.show(f"{name}: old {old}\n{name}: new {new}\n{name}: written to {run.manifest.path.name}")

@@ -1,43 +1,90 @@
-"""What one run of doit shares: the manifest, where state lies, the journal, the flake's outputs.
-
-Made on first use, so that `doit list` makes none of it.
-"""
+"""One run of doit as one value: everything that its tasks, its reporter and its end share."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import sys
 import threading
+from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nixa_tasks.errors import NixaError
 from nixa_tasks.files import read_json
-from nixa_tasks.manifest.load import is_found_valid, load
+from nixa_tasks.fleet.reporter import Result
 from nixa_tasks.manifest.model import Host, Manifest
-from nixa_tasks.process import run as process
+from nixa_tasks.process.run import LocalProcesses, local
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.receipt import Receipt
 
 if TYPE_CHECKING:
+    from nixa_tasks.deploy.decide import Asked
+    from nixa_tasks.deploy.order import Done
     from nixa_tasks.deploy.uplink import Uplink
     from nixa_tasks.flake.evaluate import Evaluation, Output
     from nixa_tasks.flake.fingerprint import Fingerprint
     from nixa_tasks.host.reach import Access, Reached
+    from nixa_tasks.image.cache.cache import Cache
     from nixa_tasks.image.delivery.neighbours import Neighbours
-    from nixa_tasks.tasks.work import Turn
 
-MANIFEST = "hosts.toml"
-_CHECK_SECONDS = 300.0
+_BUILDS_AT_ONCE = 2  # Nix itself builds in parallel; more clients only queue
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A host's turn in this run: when it began (RFC 3339, UTC), and what was done; None for one
+    that failed."""
+
+    asked: Asked
+    started_at: str
+    done: Done | None = None
+
+
+@dataclass(slots=True)
+class Results:
+    """What a run gathers for its end. Filled by actions in many threads.
+
+    `hosts`: how each host's turn ended. `unchanged`: the names of tasks that were up to date.
+    `shown`: text for standard output. `crashed`: the traceback of a fault of nixa's own. `status`:
+    the highest exit status so far. `active`: how many actions are under way.
+    """
+
+    hosts: dict[str, Result] = field(default_factory=dict)
+    errors: list[NixaError] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)
+    crashed: str | None = None
+    status: int = 0
+    active: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def fail(self, error: NixaError) -> None:
+        with self.lock:
+            self.errors.append(error)
+            self.status = max(self.status, error.exit_status)
+
+    def raise_status(self, status: int) -> None:
+        with self.lock:
+            self.status = max(self.status, status)
+
+    def record(self, result: Result) -> None:
+        with self.lock:
+            self.hosts[result.name] = result
+
+    def show(self, text: str, status: int = 0) -> None:
+        """Text for standard output, printed alone once everything has ended."""
+        with self.lock:
+            self.shown.append(text)
+            self.status = max(self.status, status)
 
 
 @dataclass(slots=True)
 class Run:
-    """One run. `asked` names the hosts that this run is about: they are evaluated together;
-    `deploys` those of them whose deploy was asked for: these keep the order of the waves.
-    `turns`: those that the run has begun, each host's last one; many threads write, a key is one's.
+    """One run. What costs something is made on first use, so that `doit list` makes none of it.
+
+    `asked`: the hosts that this run is about; they are evaluated together. `deploys`: those of them
+    whose deploy was asked for, which keep the order of the waves. `turns`: each host's last turn;
+    many threads write, each to its own key.
     """
 
     manifest: Manifest
@@ -45,7 +92,13 @@ class Run:
     journal: Journal
     asked: tuple[str, ...] = ()
     deploys: tuple[str, ...] = ()
+    processes: LocalProcesses = field(default_factory=local)
+    results: Results = field(default_factory=Results)
     turns: dict[str, Turn] = field(default_factory=dict)
+    builds: threading.BoundedSemaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(_BUILDS_AT_ONCE)
+    )
+    image_locks: defaultdict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _access: Access | None = None
     _fingerprint: Fingerprint | None = None
@@ -63,11 +116,17 @@ class Run:
                 from nixa_tasks.host.reach import Access, run_folder
                 from nixa_tasks.host.sudo import Passwords
 
-                local = process.local()
-                folder = self._open.enter_context(run_folder(local))
-                passwords = Passwords(local.is_stopping)
-                self._access = Access(local, local.clock, folder, KnownHosts(), passwords)
+                folder = self._open.enter_context(run_folder(self.processes))
+                passwords = Passwords(self.processes.is_stopping)
+                self._access = Access(self.processes, self.processes.clock, folder, KnownHosts(), passwords)
             return self._access
+
+    @property
+    def cache(self) -> Cache:
+        """The image cache that this manifest uses."""
+        from nixa_tasks.image.cache.cache import Cache, cache_dir
+
+        return Cache(cache_dir(self.manifest.fleet.cache))
 
     @property
     def uplink(self) -> Uplink:
@@ -76,7 +135,7 @@ class Run:
             if self._uplink is None:
                 from nixa_tasks.deploy.uplink import Uplink
 
-                self._uplink = Uplink(self.manifest.fleet.copy_jobs, process.local().clock)
+                self._uplink = Uplink(self.manifest.fleet.copy_jobs, self.processes.clock)
             return self._uplink
 
     @property
@@ -134,60 +193,19 @@ class Run:
         """The receipt of the last deploy, as remembered here."""
         return Receipt.from_json(read_json(self.layout.host(host).deployed))
 
+    def connect(self, host: Host) -> Reached:
+        """Reach a host; the caller ends the connection. Raises as reach.connect does."""
+        from nixa_tasks.host import reach
+
+        return reach.connect(host, self.access, lambda text: self.journal.note(host.name, "reach", text))
+
     def close(self) -> None:
+        """Remove what this run left outside `.nixa/`."""
         self._open.close()
 
 
-_made: list[Run] = []
-
-
-@functools.cache
-def manifest() -> Manifest:
-    """The manifest in doit's working directory. Raises ManifestError.
-
-    A changed file is checked in a process of its own, once, so that not even then this one has to
-    import jsonschema; only where that finds fault, it is checked here, for its errors.
-    """
-    path = Path.cwd() / MANIFEST
-    stamp = Layout(path.parent).manifest_stamp
-    if not is_found_valid(path, stamp):
-        argv = (sys.executable, "-m", "nixa_tasks.tasks.validate", str(path))
-        process.run(argv, deadline=_CHECK_SECONDS, check=False, what="the check of hosts.toml")
-    return load(path, stamp)
-
-
-def layout() -> Layout:
-    """Where this project's state lies."""
-    return Layout(manifest().root)
-
-
-def begin(asked: tuple[str, ...], deploys: tuple[str, ...] = ()) -> Run:
-    """Make this process's run. The manifest was found valid by then."""
-    place = layout()
-    place.make()
-    run = Run(manifest(), place, Journal(place.journal), asked, deploys)
-    _made[:] = [run]
-    return run
-
-
-def current() -> Run:
-    return _made[0]
-
-
-def connect(host: Host) -> Reached:
-    """Reach a host for this run; whoever asks ends the connection. Raises as reach.connect does."""
-    from nixa_tasks.host import reach
-
-    now = current()
-    return reach.connect(host, now.access, lambda text: now.journal.note(host.name, "reach", text))
-
-
-def peek() -> Run | None:
-    """The run, if there is one."""
-    return _made[0] if _made else None
-
-
-def close() -> None:
-    """Remove what this run left outside `.nixa/`."""
-    if _made:
-        _made[0].close()
+def begin(manifest: Manifest, asked: tuple[str, ...], deploys: tuple[str, ...] = ()) -> Run:
+    """A run of this manifest's fleet. Creates `.nixa/`: the manifest must have been found valid."""
+    layout = Layout(manifest.root)
+    layout.make()
+    return Run(manifest, layout, Journal(layout.journal), asked, deploys)

@@ -15,7 +15,7 @@ from typing import Any
 from nixa_tasks.fleet.reporter import FAILED, NOT_STARTED, Result
 from nixa_tasks.manifest.waves import Broken, Wave, broken, in_order
 from nixa_tasks.state.journal import Event, Kind
-from nixa_tasks.tasks import run
+from nixa_tasks.tasks.run import Run
 
 _GATE = "_wave"  # doit does not list what begins so
 
@@ -60,18 +60,16 @@ class Held:
             self.ignored.add(meta["host"])
         return False
 
-    def tell(self, host: str, results: dict[str, Result]) -> Result:
+    def not_started(self, run: Run, host: str) -> Result:
         """Say that the host's turn did not come, and why."""
-        found = now_broken(results, self.ignored)
+        found = now_broken(run, self.ignored)
         why = found.said if found else "the wave before did not end well"
-        current = run.current()
         text = f"{NOT_STARTED}: {why}"
-        current.journal.emit(Event(Kind.NOTE, host, "deploy", text, outcome=NOT_STARTED))
+        run.journal.emit(Event(Kind.NOTE, host, "deploy", text, outcome=NOT_STARTED))
         return Result(host, NOT_STARTED, why)
 
 
-def now_broken(results: dict[str, Result], ignored: set[str]) -> Broken | None:
+def now_broken(run: Run, ignored: set[str]) -> Broken | None:
     """The wave of this run that holds the later ones."""
-    current = run.current()
-    failed = {name for name, result in results.items() if result.outcome == FAILED}
-    return broken(in_order(current.manifest, current.deploys), failed, ignored)
+    failed = {name for name, result in run.results.hosts.items() if result.outcome == FAILED}
+    return broken(in_order(run.manifest, run.deploys), failed, ignored)

@@ -1,11 +1,11 @@
-"""From a task to a deploy: what the deploy may ask for, and how its end is told."""
+"""One host's turn: what a deploy may ask this run for, and how its end is recorded."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
+import functools
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from nixa_tasks.deploy import preflight, remote_build
@@ -21,8 +21,8 @@ from nixa_tasks.host import reach
 from nixa_tasks.image.obtain import Obtained
 from nixa_tasks.manifest.model import Image
 from nixa_tasks.state.run_log import RunLog
-from nixa_tasks.tasks import images, run
-from nixa_tasks.tasks.doit import outcome
+from nixa_tasks.tasks import images
+from nixa_tasks.tasks.run import Run, Turn
 
 _SAID = {
     Action.CURRENT: "current",
@@ -31,48 +31,41 @@ _SAID = {
     Action.BOOT: "booted",
     Action.INSTALL: "installed",
 }
-_builds = threading.BoundedSemaphore(2)  # Nix itself builds in parallel; more clients only queue
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A host's turn in this run: when it began (RFC 3339, UTC), and what was done; None for one
-    that failed."""
-
-    asked: Asked
-    started_at: str
-    done: Done | None = None
-
-
-def carry_out(host: str, asked: Asked, back: Back | None = None) -> None:
+def carry_out(run: Run, host: str, asked: Asked, back: Back | None = None) -> None:
     """Do what is asked of one host, and record how it ended for the table."""
-    now = run.current()
     started = time.monotonic()
-    now.turns[host] = Turn(asked, stamp_now())
+    run.turns[host] = Turn(asked, stamp_now())
     order = Order(
-        manifest=now.manifest,
-        host=now.manifest.hosts[host],
-        output=now.evaluation.of(host),
-        flake=now.fingerprint.revision,
-        layout=now.layout,
-        journal=now.journal,
-        access=now.access,
-        suppliers=Suppliers(_system, _disko, _image, build_there),
-        neighbours=now.neighbours,
-        uplink=now.uplink,
+        manifest=run.manifest,
+        host=run.manifest.hosts[host],
+        output=run.evaluation.of(host),
+        flake=run.fingerprint.revision,
+        layout=run.layout,
+        journal=run.journal,
+        access=run.access,
+        suppliers=Suppliers(
+            system=functools.partial(_built, run, what="toplevel"),
+            disko=functools.partial(_built, run, what="disko"),
+            image=functools.partial(_image, run),
+            there=functools.partial(build_there, run),
+        ),
+        neighbours=run.neighbours,
+        uplink=run.uplink,
         asked=asked,
         back=back,
     )
     try:
         done = carry_out_order(order)
     except Interrupted:
-        outcome.record(Result(host, "stopped", "stopped before its end", time.monotonic() - started))
+        run.results.record(Result(host, "stopped", "stopped before its end", time.monotonic() - started))
         raise
     except NixaError as error:
-        outcome.record(Result(host, FAILED, error.what, time.monotonic() - started))
+        run.results.record(Result(host, FAILED, error.what, time.monotonic() - started))
         raise
-    now.turns[host] = replace(now.turns[host], done=done)
-    outcome.record(Result(host, _word(done, asked), f"it {done.reason}", time.monotonic() - started))
+    run.turns[host] = replace(run.turns[host], done=done)
+    run.results.record(Result(host, _word(done, asked), f"it {done.reason}", time.monotonic() - started))
 
 
 def _word(done: Done, asked: Asked) -> str:
@@ -82,73 +75,63 @@ def _word(done: Done, asked: Asked) -> str:
     return "rolled back" if asked is Asked.ROLLBACK and changed else _SAID[done.action]
 
 
-def _system(work: Work) -> Path:
-    return _built(work, "toplevel")
-
-
-def _disko(work: Work) -> Path:
-    return _built(work, "disko")
-
-
-def _built(work: Work, what: build.What) -> Path:
+def _built(run: Run, work: Work, *, what: build.What) -> Path:
     name = work.host.name
     if build.is_built(work.layout, name, work.output, what):
         return build.build(work.layout, name, work.output, what, sink=work.log)
-    with _builds, work.journal.step(name, "build" if what == "toplevel" else "build disko"):
+    with run.builds, work.journal.step(name, "build" if what == "toplevel" else "build disko"):
         try:
             return build.build(work.layout, name, work.output, what, sink=work.log)
         except build.DerivationGone:
-            again = run.current().evaluation.again(name)
+            again = run.evaluation.again(name)
             return build.build(work.layout, name, again, what, sink=work.log)
 
 
-def build_there(work: Work) -> str:
+def build_there(run: Run, work: Work) -> str:
     """Have the host build its own system."""
     with work.journal.step(work.host.name, "remote build"):
         try:
             return remote_build.build_there(work)
         except build.DerivationGone:
-            again = run.current().evaluation.again(work.host.name)
+            again = run.evaluation.again(work.host.name)
             return remote_build.build_there(replace(work, output=again))
 
 
-def build_alone(host: str, *, on_host: bool) -> None:
+def build_alone(run: Run, host: str, *, on_host: bool) -> None:
     """`doit build:HOST`: the closure in the local store; on the host, where it builds its own
     system and is a NixOS already."""
-    now = run.current()
-    with contextlib.closing(RunLog(now.layout.host(host).logs, "build", now.journal.run)) as log:
-        if on_host and _is_built_there(host, log):
+    with contextlib.closing(RunLog(run.layout.host(host).logs, "build", run.journal.run)) as log:
+        if on_host and _is_built_there(run, host, log):
             return
-        with now.journal.step(host, "build"):
-            build.build(now.layout, host, now.evaluation.of(host), "toplevel", sink=log)
+        with run.journal.step(host, "build"):
+            build.build(run.layout, host, run.evaluation.of(host), "toplevel", sink=log)
 
 
-def _is_built_there(host: str, log: RunLog) -> bool:
+def _is_built_there(run: Run, host: str, log: RunLog) -> bool:
     """Have the host build; false where it can't yet."""
-    now = run.current()
-    declared, output = now.manifest.hosts[host], now.evaluation.of(host)
-    with now.journal.step(host, "reach"):
+    declared, output = run.manifest.hosts[host], run.evaluation.of(host)
+    with run.journal.step(host, "reach"):
         reached = run.connect(declared)
     try:
         if not remote_build.is_remote(declared, reached.facts.os):
-            now.journal.note(host, "build", "it does not run NixOS yet, so its first system is built here")
+            run.journal.note(host, "build", "it does not run NixOS yet, so its first system is built here")
             return False
-        flake = now.fingerprint.revision
+        flake = run.fingerprint.revision
         reached = reach.as_root(
-            reached, now.access.passwords, lambda text: now.journal.note(host, "sudo", text)
+            reached, run.access.passwords, lambda text: run.journal.note(host, "sudo", text)
         )
         work = Work(
-            now.manifest, declared, output, flake, reached, now.layout, now.journal, log, now.access, now.uplink
+            run.manifest, declared, output, flake, reached, run.layout, run.journal, log, run.access, run.uplink
         )  # fmt: skip
         preflight.check_root(work)
-        build_there(work)
+        build_there(run, work)
         return True
     finally:
         reached.ssh.disconnect()
 
 
-def _image(work: Work) -> Obtained:
-    obtained = images.obtain(image_for(work))
+def _image(run: Run, work: Work) -> Obtained:
+    obtained = images.obtain(run, image_for(work))
     obtained.check_architecture(work.output.system, host=work.host.name)
     work.journal.note(work.host.name, "image", obtained.summary.line())
     return obtained

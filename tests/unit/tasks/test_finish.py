@@ -5,8 +5,8 @@ from __future__ import annotations
 from nixa_tasks.deploy.decide import Action, Asked
 from nixa_tasks.deploy.order import Back, Done
 from nixa_tasks.state.receipt import How, Outcome, Receipt
-from nixa_tasks.tasks.afterwards import is_told, way_back
-from nixa_tasks.tasks.work import Turn
+from nixa_tasks.tasks.finish import has_changed_hosts, way_back
+from nixa_tasks.tasks.run import Turn
 
 OLD, NEW = "/nix/store/old", "/nix/store/new"
 
@@ -31,10 +31,10 @@ def test_only_what_this_run_switched_goes_back_and_to_exactly_what_ran() -> None
     assert isinstance(way_back(turn(Action.SWITCH, before=None)), str)
 
 
-def test_a_run_is_told_of_only_if_it_changed_a_host_or_tried_to() -> None:
-    assert not is_told({})
-    assert not is_told({"web1": turn(Action.CURRENT)})
-    assert is_told({"web1": turn(Action.CURRENT), "web2": turn(Action.SWITCH)})
-    assert not is_told({"web1": turn(Action.PENDING)})
-    assert is_told({"web1": turn(Action.BOOT)})
-    assert is_told({"web1": turn(None)})
+def test_on_finish_runs_only_if_the_run_changed_a_host_or_tried_to() -> None:
+    assert not has_changed_hosts({})
+    assert not has_changed_hosts({"web1": turn(Action.CURRENT)})
+    assert has_changed_hosts({"web1": turn(Action.CURRENT), "web2": turn(Action.SWITCH)})
+    assert not has_changed_hosts({"web1": turn(Action.PENDING)})
+    assert has_changed_hosts({"web1": turn(Action.BOOT)})
+    assert has_changed_hosts({"web1": turn(None)})

@@ -1,4 +1,4 @@
-"""What a run does once its tasks have ended: takes a failed wave back, and tells `on_finish`."""
+"""What a run does once its tasks have ended: roll a failed wave back, and run `on_finish`."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.fleet.reporter import FAILED, UNCHANGED, Result
 from nixa_tasks.host.lock import operator
 from nixa_tasks.manifest.waves import Broken, in_order
-from nixa_tasks.process import run as process
+from nixa_tasks.process.run import Output, Place
 from nixa_tasks.state.receipt import Receipt
-from nixa_tasks.tasks import run
-from nixa_tasks.tasks.doit import outcome
-from nixa_tasks.tasks.work import Turn, carry_out
+from nixa_tasks.tasks.run import Run, Turn
+from nixa_tasks.tasks.turn import carry_out
 
 ON_FINISH_SECONDS = 300.0
 
 
-def take_back(broken: Broken) -> None:
+def take_back(run: Run, broken: Broken) -> None:
     """Take the hosts of a failed wave back to what ran before, those that this run switched. The
     failed one has gone back by itself; every other one is left as it is, and named."""
     rest = [host for host in broken.wave.hosts if host not in broken.failed]
-    with ThreadPoolExecutor(run.manifest().fleet.jobs) as pool:
-        for _ in pool.map(lambda host: _take_back(host, broken), rest):
+    with ThreadPoolExecutor(run.manifest.fleet.jobs) as pool:
+        for _ in pool.map(lambda host: _take_back(run, host, broken), rest):
             pass
 
 
@@ -44,57 +43,54 @@ def way_back(turn: Turn | None) -> Back | str:
     return Back(done.before, since=done.receipt.out)
 
 
-def _take_back(host: str, broken: Broken) -> None:
-    way = way_back(run.current().turns.get(host))
+def _take_back(run: Run, host: str, broken: Broken) -> None:
+    way = way_back(run.turns.get(host))
     if isinstance(way, str):
-        run.current().journal.note(host, "wave", f"left as it is: {way}")
-        had = outcome.results.get(host, Result(host, UNCHANGED, "up to date"))
-        outcome.record(replace(had, said=f"{had.said}; left as it is: {way}"))
+        run.journal.note(host, "wave", f"left as it is: {way}")
+        had = run.results.hosts.get(host, Result(host, UNCHANGED, "up to date"))
+        run.results.record(replace(had, said=f"{had.said}; left as it is: {way}"))
         return
     try:
-        carry_out(host, Asked.ROLLBACK, way)
+        carry_out(run, host, Asked.ROLLBACK, way)
     except Interrupted:
         raise
     except NixaError as error:
-        outcome.fail(error)
+        run.results.fail(error)
         said = f"{broken.said}, and it could not be taken back: {error.what}"
-        outcome.record(replace(outcome.results[host], outcome=FAILED, said=said))
+        run.results.record(replace(run.results.hosts[host], outcome=FAILED, said=said))
     else:
         said = f"{broken.said}; it runs the system before again"
-        outcome.record(replace(outcome.results[host], said=said))
+        run.results.record(replace(run.results.hosts[host], said=said))
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A whole run as `on_finish` is told of it. `seconds` is a duration, `started_at` RFC 3339."""
+    """How a whole run ended. `seconds` is a duration, `started_at` RFC 3339."""
 
-    run: str
     started_at: str
     seconds: float
     status: int
 
 
-def is_told(made: Mapping[str, Turn]) -> bool:
-    """Whether the run changed a host, or tried to: `on_finish` hears of nothing else."""
-    return any(turn.done is None or turn.done.action.is_change for turn in made.values())
+def has_changed_hosts(turns: Mapping[str, Turn]) -> bool:
+    """Whether the run changed a host, or tried to: `on_finish` is run for nothing else."""
+    return any(turn.done is None or turn.done.action.is_change for turn in turns.values())
 
 
-def tell(started_at: str, seconds: float, status: int) -> None:
+def report_end(run: Run, ended: Ended) -> None:
     """Run `on_finish`, if the run is worth it. Raises NixaError; nothing is undone for that."""
-    current = run.current()
-    command = current.manifest.fleet.on_finish
-    if command is None or not is_told(current.turns):
+    command = run.manifest.fleet.on_finish
+    if command is None or not has_changed_hosts(run.turns):
         return
-    ended = Ended(current.journal.run, started_at, seconds, status)
-    data = json.dumps(_document(ended), indent=2, ensure_ascii=False).encode() + b"\n"
-    with current.journal.step("", "on_finish"):
+    data = json.dumps(_document(run, ended), indent=2, ensure_ascii=False).encode() + b"\n"
+    with run.journal.step("", "on_finish"):
         try:
-            process.run(
+            run.processes.run(
                 command,
                 deadline=ON_FINISH_SECONDS,
-                cwd=current.manifest.root,
                 stdin=data,
-                sink=lambda line: current.journal.note("", "on_finish", line),
+                place=Place(run.manifest.root),
+                output=Output(lambda line: run.journal.note("", "on_finish", line)),
                 what="on_finish",
             )
         except NixaError as error:
@@ -102,33 +98,29 @@ def tell(started_at: str, seconds: float, status: int) -> None:
             raise
 
 
-def _document(ended: Ended) -> dict[str, Any]:
-    current = run.current()
-    unchanged = {name.removeprefix("deploy:") for name in outcome.unchanged if name.startswith("deploy:")}
-    results = {host: Result(host, UNCHANGED, "up to date") for host in unchanged} | outcome.results
-    waves = {
-        host: wave.number
-        for wave in in_order(current.manifest, current.manifest.hosts)
-        for host in wave.hosts
-    }
+def _document(run: Run, ended: Ended) -> dict[str, Any]:
+    done = run.results
+    unchanged = {name.removeprefix("deploy:") for name in done.unchanged if name.startswith("deploy:")}
+    results = {host: Result(host, UNCHANGED, "up to date") for host in unchanged} | done.hosts
+    waves = {host: wave.number for wave in in_order(run.manifest, run.manifest.hosts) for host in wave.hosts}
     return {
-        "run": ended.run,
+        "run": run.journal.run,
         "started_at": ended.started_at,
         "seconds": round(ended.seconds, 1),
         "exit_status": ended.status,
         "operator": operator(),
-        "flake": current.fingerprint.revision,
-        "manifest": str(current.manifest.path),
+        "flake": run.fingerprint.revision,
+        "manifest": str(run.manifest.path),
         "hosts": [
-            _row(results[host], waves[host], current.turns.get(host), current.receipt(host), _wanted(host))
-            for host in current.manifest.hosts
+            _row(results[host], waves[host], run.turns.get(host), run.receipt(host), _wanted(run, host))
+            for host in run.manifest.hosts
             if host in results
         ],
     }
 
 
-def _wanted(host: str) -> str | None:
-    output = run.current().remembered_output(host)
+def _wanted(run: Run, host: str) -> str | None:
+    output = run.remembered_output(host)
     return output.toplevel_out if output else None
 
 

@@ -1,0 +1,195 @@
+"""doit's reporter: the run's events, its end, exit status, signals and output."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any, TextIO
+
+from doit.exceptions import UnmetDependency
+
+from nixa_tasks.errors import EXIT_FAILED, EXIT_INTERNAL, EXIT_USAGE, Interrupted
+from nixa_tasks.files import now
+from nixa_tasks.fleet.reporter import Result, View, summary, view_for
+from nixa_tasks.state.journal import Event, Kind
+from nixa_tasks.tasks import waves
+from nixa_tasks.tasks.actions import call, run_of
+from nixa_tasks.tasks.run import Results, Run
+
+_WIND_DOWN_SECONDS = 5.0
+
+
+def unmet_dependencies(fail: Any) -> frozenset[str]:
+    """The tasks for whose failure another one was not run; empty where it failed by itself."""
+    return frozenset(fail.message.split()) if isinstance(fail, UnmetDependency) else frozenset()
+
+
+class Reporter:
+    """doit's reporter. Its own words are few: the journal's events are what people look at."""
+
+    desc = "nixa: live view or plain lines, errors in full, one table"
+
+    def __init__(self, outstream: TextIO, options: object) -> None:
+        self._out = outstream
+        self._view: View | None = None
+        self._run: Run | None = None
+        self._results = Results()
+        self._runtime_errors: list[str] = []
+        self._started, self._started_at = time.monotonic(), now()
+        self._silent = False
+        self._wanted: set[str] = set()
+        self._held = waves.Held()
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def initialize(self, tasks: dict[str, Any], selected_tasks: list[str]) -> None:
+        """Called before anything runs: from here on signals end the whole run in order."""
+        self._run = run_of(tasks.values())
+        if self._run is not None:
+            self._results = self._run.results
+            self._run.journal.subscribe(self._see)
+        self._wanted = {
+            name for chosen in selected_tasks for name in (chosen, *tasks[chosen].task_dep)
+            if name == chosen or tasks[chosen].has_subtask
+        }  # fmt: skip
+        self._silent = all(tasks[name].meta and tasks[name].meta.get("view") for name in selected_tasks)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                self._handlers[number] = signal.signal(number, self._stop)
+
+    def _see(self, event: Event) -> None:
+        if self._silent and event.kind is not Kind.NOTE:
+            return
+        if self._view is None:
+            # Views keep standard output to themselves.
+            self._view = view_for(sys.stderr if self._silent else self._out)
+        self._view(event)
+
+    def get_status(self, task: Any) -> None: ...
+
+    def execute_task(self, task: Any) -> None: ...
+
+    def add_success(self, task: Any) -> None: ...
+
+    def skip_ignore(self, task: Any) -> None:
+        if self._held.keep(task, ignored=True):
+            self._hold(task)
+        elif not task.has_subtask:
+            self._out.write(f"{task.name}: ignored, as you told doit (doit forget {task.name} undoes it)\n")
+
+    def teardown_task(self, task: Any) -> None: ...
+
+    def skip_uptodate(self, task: Any) -> None:
+        if task.meta and task.meta.get("work") and task.name in self._wanted:
+            self._results.unchanged.append(task.name)
+
+    def add_failure(self, task: Any, fail: Any) -> None:
+        if self._held.keep(task, ignored=False, unmet=unmet_dependencies(fail)):
+            self._hold(task)
+            return
+        text = str(fail.get_msg()).strip()
+        if task.meta and task.meta.get("host") and task.meta["host"] not in self._results.hosts:
+            self._results.record(Result(task.meta["host"], "failed", f"{task.name} failed"))
+        if not self._results.errors and not self._results.crashed:
+            self._runtime_errors.append(f"{task.name}: {text}")
+        self._results.raise_status(EXIT_FAILED)
+
+    def _hold(self, task: Any) -> None:
+        """A wave before did not end well: this host's turn does not come."""
+        self._results.raise_status(EXIT_FAILED)
+        if self._run is not None and task.meta.get("host"):
+            self._results.record(self._held.not_started(self._run, task.meta["host"]))
+
+    def cleanup_error(self, exception: Any) -> None:
+        self._runtime_errors.append(exception.get_msg())
+
+    def runtime_error(self, msg: str) -> None:
+        self._runtime_errors.append(msg)
+        self._results.raise_status(EXIT_USAGE)
+
+    def complete_run(self) -> None:
+        """Called at the end, also of a run that was stopped. Sets the exit status."""
+        stop = sys.exc_info()[1]
+        if not isinstance(stop, SystemExit | KeyboardInterrupt):
+            stop = self._afterwards()
+        stopped = stop is not None
+        if stopped:
+            self._wind_down()
+        if self._view is not None:
+            self._view.close()
+        self._print_end(stopped)
+        if self._run is not None:
+            self._run.close()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if stop is not None:
+            raise stop
+        if self._results.crashed is not None:
+            sys.stderr.write(f"internal error in nixa; please report this:\n{self._results.crashed}")
+            raise SystemExit(EXIT_INTERNAL)
+        if self._results.status:
+            raise SystemExit(self._results.status)
+
+    def _afterwards(self) -> BaseException | None:
+        """What follows once all tasks have ended; a signal may stop that too."""
+        run = self._run
+        if run is None or not run.turns:
+            return None
+        from nixa_tasks.tasks import finish
+
+        try:
+            broken = waves.now_broken(run, self._held.ignored)
+            if run.manifest.fleet.rollback_wave and broken is not None and broken.failed:
+                call(run, finish.take_back, broken)
+            seconds = time.monotonic() - self._started
+            status = EXIT_INTERNAL if run.results.crashed is not None else run.results.status
+            call(run, finish.report_end, finish.Ended(self._started_at, seconds, status))
+        except (SystemExit, KeyboardInterrupt) as stop:
+            return stop
+        return None
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        """End every tool's whole process group, then the run. A second signal ends it at once."""
+        signal.signal(number, lambda *_: os._exit(128 + number))
+        if self._run is not None:
+            self._run.processes.stop_all()
+        raise SystemExit(128 + number)
+
+    def _wind_down(self) -> None:
+        """Let the threads note how their steps ended; they are daemons and would be cut off."""
+        until = time.monotonic() + _WIND_DOWN_SECONDS
+        with contextlib.suppress(KeyboardInterrupt):
+            while self._results.active and time.monotonic() < until:
+                time.sleep(0.02)
+
+    def _print_end(self, stopped: bool) -> None:
+        for text in self._results.shown:
+            self._out.write(text if text.endswith("\n") else text + "\n")
+        errors = [error for error in self._results.errors if not isinstance(error, Interrupted)]
+        results = list(self._results.hosts.values())
+        unchanged = [
+            name for name in self._results.unchanged if name.partition(":")[2] not in self._results.hosts
+        ]
+        if len(results) < 2 and errors:
+            results = []
+        lines = summary(results, errors)
+        if unchanged and not results and not errors:
+            lines.append(_nothing_to_do(unchanged, time.monotonic() - self._started))
+        elif unchanged:
+            lines.append(f"unchanged: {len(unchanged)} more")
+        stream = sys.stderr if self._silent else self._out
+        for line in lines[1:] if lines[:1] == [""] else lines:
+            stream.write(line + "\n")
+        for message in self._runtime_errors:
+            sys.stderr.write(f"ERROR: {message}\n")
+        if stopped:
+            sys.stderr.write("stopped; what was finished is kept, and the next run goes on from there\n")
+
+
+def _nothing_to_do(names: list[str], seconds: float) -> str:
+    some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return f"nothing to do: {some} up to date ({seconds:.2f} s)"
