@@ -122,14 +122,13 @@ class Lab:
 
     def hosts_toml(self, *, flake: str | None = None, **fleet: Any) -> str:
         """A complete manifest. `fleet`: further keys of its table, such as `jobs=2`."""
-        stand_in = None if provision.real_nixos_anywhere() else str(self.paths.bin / "nixos-anywhere")
         return manifest.render(
             hosts=[manifest.Host(m.name, m.address, m.host_key_public) for m in self.machines.values()],
             image=manifest.Image(self.image_url, self.image_sha256),
             identity=str(self.identity),
             flake=flake or str(self.flake),
             nix_conf=str(self.paths.nix_conf),
-            stand_in=stand_in,
+            stand_in=provision.stand_in(self.paths),
             fleet=fleet,
         )
 
@@ -143,7 +142,7 @@ class Lab:
     def env(self) -> dict[str, str]:
         """The environment for nix, doit and nixos-anywhere on these machines."""
         path = requirements.path()
-        if provision.real_nixos_anywhere() is None:
+        if provision.stand_in(self.paths) is not None:
             path = f"{self.paths.bin}:{path}"
         return {**os.environ, "NIX_USER_CONF_FILES": str(self.paths.nix_conf), "PATH": path}
 

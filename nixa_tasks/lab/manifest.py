@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nixa_tasks.lab.paths import system
@@ -30,7 +31,7 @@ def render(
     identity: str,
     flake: str,
     nix_conf: str,
-    stand_in: str | None,
+    stand_in: Path | None,
     fleet: Mapping[str, Any],
 ) -> str:
     """The file's text. `stand_in`: the command for nixos-anywhere where none is on PATH; `fleet`:
@@ -48,7 +49,7 @@ def render(
         lines += [
             "# There is no nixos-anywhere on PATH: this is the lab's own stand-in for it,",
             "# which is good for practice machines and for nothing else.",
-            f"nixos_anywhere = [{_toml(stand_in)}]",
+            f"nixos_anywhere = [{_toml(str(stand_in))}]",
         ]
     lines += ["", f"[kexec.{system()}]", f"url = {_toml(image.url)}", f"sha256 = {_toml(image.sha256)}", ""]
     lines += ["[defaults]", 'user = "root"', f"identity = {_toml(identity)}"]

@@ -16,7 +16,8 @@ from nixa_tasks.lab import image, requirements
 from nixa_tasks.lab.paths import FILES, LabPaths, read_json, system, write_bytes, write_json
 
 _SECONDS = 60.0
-_STAND_IN = "The lab's stand-in for nixos-anywhere: for practice machines only."
+STAND_IN = Path(__file__).with_name("nixos_anywhere.py")  # in a checkout; the wheel leaves it out
+_NOTICE = "The lab's stand-in for nixos-anywhere: for practice machines only."
 _NIX_CONF = """\
 # For root without a daemon, offline: export NIX_USER_CONF_FILES={path}
 experimental-features = nix-command flakes
@@ -42,11 +43,12 @@ def write(paths: LabPaths, config: Mapping[str, Any]) -> None:
         if not target.exists() or target.read_bytes() != data:
             write_bytes(target, data, 0o755)
     wrapper = (
-        f"#!/bin/sh\n# {_STAND_IN}\n"
+        f"#!/bin/sh\n# {_NOTICE}\n"
         f"PYTHONPATH={shlex.quote(str(Path(__file__).parents[2]))}${{PYTHONPATH:+:$PYTHONPATH}} "
         f'exec {shlex.quote(sys.executable)} -m nixa_tasks.lab.nixos_anywhere "$@"\n'
     )
-    write_bytes(paths.bin / "nixos-anywhere", wrapper.encode(), 0o755)
+    if STAND_IN.exists():
+        write_bytes(paths.bin / "nixos-anywhere", wrapper.encode(), 0o755)
     run = hashlib.sha256((FILES / "run.sh").read_bytes()).hexdigest()
     made = {"megabytes": config["image_mb"], "system": system(), "run": run}
     note = paths.root / "image.json"
@@ -55,10 +57,16 @@ def write(paths: LabPaths, config: Mapping[str, Any]) -> None:
         write_json(note, made)
 
 
-def real_nixos_anywhere() -> Path | None:
+def stand_in(paths: LabPaths) -> Path | None:
+    """The command of the lab's stand-in, where no real nixos-anywhere is on PATH and this is a checkout."""
+    wrapper = paths.bin / "nixos-anywhere"
+    return wrapper if _real_nixos_anywhere() is None and wrapper.exists() else None
+
+
+def _real_nixos_anywhere() -> Path | None:
     """The nixos-anywhere on PATH, unless that is a lab's stand-in."""
     found = shutil.which("nixos-anywhere")
-    if found is None or _STAND_IN.encode() in Path(found).read_bytes()[:200]:
+    if found is None or _NOTICE.encode() in Path(found).read_bytes()[:200]:
         return None
     return Path(found)
 

@@ -1,7 +1,7 @@
 """The stand-in for nixos-anywhere keeps the real one's contract.
 
 With NIXA_REAL_NIXOS_ANYWHERE=PATH every test here runs the real script too: what both pass is what
-nixa may rely on. `ssh`, `ssh-copy-id`, `sshpass` and `nix` are scripts in front of PATH that write
+nixa may rely on. `ssh`, `ssh-copy-id` and `nix` are scripts in front of PATH that write
 down how they were called and answer as a machine would.
 """
 
@@ -12,13 +12,16 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from nixa_tasks.lab import provision
 from nixa_tasks.lab.nixos_anywhere import NOTICE
+from nixa_tasks.lab.paths import LabPaths
 
 STAND_IN = (sys.executable, "-m", "nixa_tasks.lab.nixos_anywhere")
 REAL = os.environ.get("NIXA_REAL_NIXOS_ANYWHERE", "")
@@ -75,7 +78,6 @@ echo $((left - 1)) >"$world/refusals"
 exit 1
 """
 )
-SSHPASS = RECORD + 'shift; exec "$@"\n'
 NIX = RECORD + 'case $1 in build) echo /nix/store/built ;; eval) echo "[ ]" ;; esac\n'
 
 FACTS = {
@@ -123,7 +125,7 @@ class World:
         self.image.write_bytes(b"no archive")
         programs = folder / "bin"
         programs.mkdir()
-        for name, text in (("ssh", SSH), ("ssh-copy-id", COPY_ID), ("sshpass", SSHPASS), ("nix", NIX)):
+        for name, text in (("ssh", SSH), ("ssh-copy-id", COPY_ID), ("nix", NIX)):
             (programs / name).write_text(text.replace("@WORLD@", str(folder)))
             (programs / name).chmod(0o755)
         self.put("user", "root\n")
@@ -181,22 +183,12 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
 
 
 BAD_LINES = [
-    pytest.param(("-p",), r"\$2: unbound variable", id="option without its word"),
-    pytest.param(("--store-paths", "/etc"), r"\$3: unbound variable", id="option with one word of two"),
-    pytest.param(("--option", "key"), r"unbound variable", id="Nix option without a value"),
+    pytest.param(("-p",), r"\$2: unbound variable", id="option without its argument"),
+    pytest.param(("--store-paths", "/etc"), r"\$3: unbound variable", id="option with one argument of two"),
     pytest.param((), r"^aborted: ssh-host must be set$", id="no host"),
     pytest.param(("--phases", "disko,wipe"), r"^aborted: Unknown phase: wipe$", id="unknown phase"),
     pytest.param(("--phases", "kexec,,disko"), r"phase", id="empty phase"),
     pytest.param(("--build-on", "moon"), r"Unknown mode : moon$", id="unknown builder"),
-    pytest.param(("--disko-mode", "burn"), r"Unknown mode : burn$", id="unknown disko mode"),
-    pytest.param(
-        ("--generate-hardware-config", "x"), r"^aborted: Missing arguments for --generate-hardware-config",
-        id="hardware without a path",
-    ),
-    pytest.param(
-        ("--generate-hardware-config", "x", "y"), r"^aborted: Unknown hardware config backend: x$",
-        id="unknown hardware backend",
-    ),
     pytest.param(
         ("h", "--build-on", "local"), r"^aborted: --flake or --store-paths must be set$", id="nothing to install"
     ),
@@ -204,25 +196,11 @@ BAD_LINES = [
         ("--frobnicate", "--build-on", "local"), r"^aborted: --flake or --store-paths must be set$",
         id="unknown option is taken for the host",
     ),
-    pytest.param(
-        ("--force-kexec", "h"), r"^aborted: ssh-host must be set$", id="force-kexec swallows the next word"
-    ),
-    pytest.param(("--force-kexec",), r"", id="force-kexec at the end"),
     pytest.param(("-s", "/no/such/a", "/etc", "h"), r"", id="store path in no folder"),
     pytest.param(
         ("-s", "/no-such", "/etc", "h", "--build-on", "local"),
         r"^aborted: /no-such and /etc must be existing store-paths$", id="store path that does not exist",
     ),
-    pytest.param(
-        ("-s", "/etc", "/usr", "--disko-mode", "mount", "h"), r"^aborted: --disko-mode cannot be used",
-        id="disko mode beside store paths",
-    ),
-    pytest.param(("-f", ".", "h"), r"^Please specify the name of the NixOS configuration", id="flake without a name"),
-    pytest.param(("-f", ".#", "h"), r"^Please specify the name of the NixOS configuration", id="flake, empty name"),
-    pytest.param(
-        ("--build-on-remote", "--build-on", "local", "h"), r"^aborted: Conflicting flags", id="two builders"
-    ),
-    pytest.param(("--vm-test", "-s", "/etc", "/usr"), r"^--vm-test is not supported with --store-paths", id="vm"),
 ]  # fmt: skip
 
 
@@ -289,7 +267,7 @@ def test_whole_run_announces_its_steps_in_order(world: World) -> None:
     ]
 
 
-def _told(call: Sequence[str]) -> tuple[str, ...]:
+def _from_destination(call: Sequence[str]) -> tuple[str, ...]:
     """The words of an ssh call from its destination on."""
     return tuple(call[next(i for i, word in enumerate(call) if word.endswith("there")) :])
 
@@ -297,19 +275,19 @@ def _told(call: Sequence[str]) -> tuple[str, ...]:
 def test_whole_run_makes_these_connections_in_this_order(world: World) -> None:
     ran = world.run(*world.store_paths(), "--kexec", str(world.image), "admin@there")
     assert ran.status == 0, ran.err
-    told = [_told(call) for call in ran.of("ssh")]
+    seen = [_from_destination(call) for call in ran.of("ssh")]
     once, nothing = ("-o", "ConnectTimeout=10"), ("--", "exit", "0")
     # Where the remote text is the implementation's own, only the destination and the program count.
-    assert [who[0] for who in told] == ["admin@there"] * 6 + ["root@there"] * 6
-    assert told[0] == ("admin@there",)
-    assert told[1][1:3] == once
-    assert "nixos-anywhere-kexec.sh" in told[2][1]
-    assert told[3][1] == 'cat > "$HOME/kexec/kexec-tarball.tar.gz"'
-    assert told[4][1] == 'bash "$HOME/kexec/nixos-anywhere-kexec.sh"'
-    assert told[5] == ("admin@there", *nothing)
-    assert told[6] == ("root@there", *once, *nothing)
-    assert told[7][1:3] == once
-    assert told[8:] == [
+    assert [who[0] for who in seen] == ["admin@there"] * 6 + ["root@there"] * 6
+    assert seen[0] == ("admin@there",)
+    assert seen[1][1:3] == once
+    assert "nixos-anywhere-kexec.sh" in seen[2][1]
+    assert seen[3][1] == 'cat > "$HOME/kexec/kexec-tarball.tar.gz"'
+    assert seen[4][1] == 'bash "$HOME/kexec/nixos-anywhere-kexec.sh"'
+    assert seen[5] == ("admin@there", *nothing)
+    assert seen[6] == ("root@there", *once, *nothing)
+    assert seen[7][1:3] == once
+    assert seen[8:] == [
         ("root@there", str(world.disko)),
         ("root@there", "sh"),
         ("root@there", "sh"),
@@ -320,12 +298,12 @@ def test_whole_run_makes_these_connections_in_this_order(world: World) -> None:
 def test_closures_go_by_nix_copy_with_ssh_options_joined_by_blanks(world: World) -> None:
     ran = world.run(
         *world.store_paths(), "--phases", "disko,install", "--ssh-option", "ProxyCommand=nc -X 5 h p",
-        "--option", "cores", "1", "-L", "root@there",
+        "root@there",
     )  # fmt: skip
     assert ran.status == 0, ran.err
     words = (
         "copy", "--extra-experimental-features", "nix-command flakes", "--no-write-lock-file",
-        "--option", "cores", "1", "-L", "--substitute-on-destination", "--to",
+        "--substitute-on-destination", "--to",
     )  # fmt: skip
     assert ran.of("nix") == [
         (*words, "ssh://root@there?compress=true", str(world.disko)),
@@ -335,18 +313,6 @@ def test_closures_go_by_nix_copy_with_ssh_options_joined_by_blanks(world: World)
     assert options == "NIX_SSHOPTS=" + " ".join((*OWN_OPTIONS, "-o", "ProxyCommand=nc -X 5 h p"))
 
 
-def test_no_substitution_and_another_source_and_store_settings_reach_nix_copy(world: World) -> None:
-    ran = world.run(
-        *world.store_paths(), "--phases", "disko", "--no-substitute-on-destination", "--from", "https://cache",
-        "--ssh-store-setting", "max-connections", "2", "root@there",
-    )  # fmt: skip
-    call = ran.of("nix")[0]
-    assert "--substitute-on-destination" not in call
-    assert call[-5:] == (
-        "--from", "https://cache", "--to", "ssh://root@there?compress=true&max-connections=2", str(world.disko)
-    )  # fmt: skip
-
-
 def test_without_the_kexec_phase_it_is_root_from_the_start(world: World) -> None:
     ran = world.run(*world.store_paths(), "--phases", "disko,install", "admin@there")
     assert ran.status == 0, ran.err
@@ -354,7 +320,7 @@ def test_without_the_kexec_phase_it_is_root_from_the_start(world: World) -> None
     assert "Rebooting" not in ran.steps
     assert "Switching system into kexec" not in ran.steps
     assert ran.of("ssh-copy-id")[0][-1] == "root@there"
-    assert {_told(call)[0] for call in ran.of("ssh")[1:]} == {"root@there"}
+    assert {_from_destination(call)[0] for call in ran.of("ssh")[1:]} == {"root@there"}
 
 
 def test_kexec_phase_alone_ends_in_the_installer(world: World) -> None:
@@ -369,15 +335,6 @@ def test_an_installer_is_not_kexeced_again(world: World) -> None:
     ran = world.run(*world.store_paths(), "--kexec", str(world.image), "root@there")
     assert ran.status == 0, ran.err
     assert "Switching system into kexec" not in ran.steps
-
-
-def test_force_kexec_kexecs_an_installer_too(world: World) -> None:
-    world.facts(isInstaller="y", isNixos="y")
-    ran = world.run(
-        *world.store_paths(), "--kexec", str(world.image), "--force-kexec", "swallowed", "root@there"
-    )
-    assert ran.status == 0, ran.err
-    assert "Switching system into kexec" in ran.steps
 
 
 def test_a_machine_that_is_no_installer_after_the_kexec_ends_it(world: World) -> None:
@@ -427,18 +384,6 @@ def test_a_url_is_downloaded_by_the_machine_itself(
     script = (world.folder / "script").read_text()
     assert " ".join(downloader) in script
     assert "tar -xv --xz" in script
-
-
-def test_a_path_that_is_no_file_is_taken_for_a_url_and_fetched_here_if_the_machine_cannot(
-    world: World,
-) -> None:
-    world.facts(hasWget="n", hasCurl="n")
-    ran = world.run(
-        *world.store_paths(), "--phases", "kexec", "--kexec", "/no/such/image.tar.gz", "root@there"
-    )
-    assert ran.status not in (0, None)
-    assert "curl" in ran.err
-    assert any("kexec-tarball" in " ".join(call) for call in ran.of("ssh"))
 
 
 def test_a_broken_image_is_not_noticed(world: World) -> None:
@@ -501,35 +446,18 @@ def test_it_goes_on_once_the_key_was_taken(world: World) -> None:
     assert len(ran.of("ssh-copy-id")) == 2
 
 
-def test_a_password_from_the_environment_goes_through_sshpass(world: World) -> None:
-    ran = world.run(
-        *world.store_paths(), "--phases", "disko", "--env-password", "root@there", env={"SSHPASS": "secret"}
-    )
-    assert ran.status == 0
-    call = ran.of("sshpass")[0]
-    assert call[:4] == ("-e", "ssh-copy-id", "-o", "ConnectTimeout=10")
-    assert "IdentitiesOnly=no" not in call
-    assert "secret" not in (world.folder / "calls").read_text()
-
-
 def _key(path: Path) -> str:
     subprocess.run(("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path), check=True, timeout=20)
     return path.with_suffix(".pub").read_text().split()[1]
 
 
-@pytest.mark.parametrize("by", ["file", "environment", "both"])
-def test_it_logs_in_with_the_given_key(world: World, by: str) -> None:
-    """ssh-copy-id is shown the key that `-i`, else SSH_PRIVATE_KEY, names."""
-    used, other = world.folder / "used", world.folder / "other"
+def test_it_logs_in_with_the_given_key(world: World) -> None:
+    """ssh-copy-id is shown the public half of the key that `-i` names."""
+    used = world.folder / "used"
     public = _key(used)
-    _key(other)
     shim = world.folder / "bin" / "ssh-copy-id"
     shim.write_text(f'#!/bin/sh\nexec cat "$8.pub" >"{world.folder}/shown"\n')  # after three -o and -i
-    secret = {"file": "", "environment": used.read_text().rstrip(), "both": other.read_text()}[by]
-    words = () if by == "environment" else ("-i", str(used))
-    ran = world.run(
-        *world.store_paths(), "--phases", "disko", *words, "root@there", env={"SSH_PRIVATE_KEY": secret}
-    )
+    ran = world.run(*world.store_paths(), "--phases", "disko", "-i", str(used), "root@there")
     assert ran.status == 0, ran.err
     assert (world.folder / "shown").read_text().split()[1] == public
 
@@ -565,41 +493,9 @@ def test_a_user_who_is_not_root_in_the_installer_becomes_root(world: World) -> N
     ran = world.run(*world.store_paths(), "--phases", "kexec,disko", "nixos@there")
     assert ran.status == 0, ran.err
     copied = next(call for call in ran.of("ssh") if "authorized_keys" in call[-1])
-    assert _told(copied)[0] == "nixos@there"
+    assert _from_destination(copied)[0] == "nixos@there"
     assert "sudo" in copied[-1]
-    assert _told(ran.of("ssh")[-1]) == ("root@there", str(world.disko))
-
-
-def test_a_flake_is_built_here_before_the_machine_is_touched(world: World) -> None:
-    ran = world.run(
-        "--flake", "path:/f#web1", "--build-on", "local", "--phases", "disko,install", "--no-disko-deps",
-        "--show-trace", "--no-use-machine-substituters", "root@there",
-    )  # fmt: skip
-    assert ran.status == 0, ran.err
-    words = (
-        "build", "--print-out-paths", "--no-link", "--show-trace",
-        "--extra-experimental-features", "nix-command flakes", "--no-write-lock-file",
-    )  # fmt: skip
-    where = 'path:/f#nixosConfigurations."web1".config.system.build.'
-    assert ran.of("nix")[:2] == [(*words, where + "diskoScriptNoDeps"), (*words, where + "toplevel")]
-    assert [call[0] for call in ran.calls[:3]] == ["nix", "nix", "ssh"]
-    assert [call[-1] for call in ran.of("nix")[2:]] == ["/nix/store/built"] * 2
-
-
-def test_hardware_reports_are_written_and_added_to_git(world: World) -> None:
-    world.facts(isInstaller="y", isNixos="y", hasNixOSFacter="y")
-    subprocess.run(("git", "init", "-q", world.folder / "flake"), check=True, timeout=20)
-    file = world.folder / "flake" / "hosts" / "facter.json"
-    ran = world.run(
-        *world.store_paths(), "--phases", "disko", "--generate-hardware-config", "nixos-facter", str(file),
-        "root@there",
-    )  # fmt: skip
-    assert ran.status == 0, ran.err
-    assert "Generating facter.json using nixos-facter" in ran.steps
-    listed = subprocess.run(
-        ("git", "-C", world.folder / "flake", "ls-files"), check=True, capture_output=True, timeout=20
-    )
-    assert listed.stdout.decode().split() == ["hosts/facter.json"]
+    assert _from_destination(ran.of("ssh")[-1]) == ("root@there", str(world.disko))
 
 
 def test_debug_shows_the_ssh_commands(world: World) -> None:
@@ -609,15 +505,7 @@ def test_debug_shows_the_ssh_commands(world: World) -> None:
     assert "-L" in ran.of("nix")[0]
 
 
-def test_a_deprecated_option_warns_and_works(world: World) -> None:
-    world.facts(isInstaller="y", isNixos="y")
-    ran = world.run(*world.store_paths(), "--stop-after-disko", "root@there")
-    assert ran.status == 0
-    assert "WARNING: --stop-after-disko is deprecated" in ran.out
-    assert ran.steps[-2:] == ["Formatting hard drive with disko", "Done!"]
-
-
-def test_the_key_is_gone_afterwards_even_if_it_is_told_to_end(world: World) -> None:
+def test_the_private_key_is_removed_on_sigterm(world: World) -> None:
     world.put("refusals", "1000\n")
     started = subprocess.Popen(
         (*world.command, *world.store_paths(), "root@there"),
@@ -643,3 +531,21 @@ def test_the_key_is_gone_afterwards_even_if_it_is_told_to_end(world: World) -> N
 def test_the_stand_in_says_first_what_it_is(tmp_path: Path) -> None:
     ran = World(tmp_path, STAND_IN).run("--help")
     assert ran.err.splitlines()[0] == NOTICE
+
+
+def test_the_wheel_leaves_the_stand_in_out() -> None:
+    top = Path(__file__).parents[3]
+    wheel = tomllib.loads((top / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert [top / path for path in wheel["exclude"]] == [provision.STAND_IN]
+    assert provision.STAND_IN.exists()
+
+
+def test_a_lab_without_the_stand_in_names_no_nixos_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    paths = LabPaths(tmp_path)
+    assert provision.stand_in(paths) is None
+    paths.bin.mkdir()
+    (paths.bin / "nixos-anywhere").write_text("#!/bin/sh\n")
+    assert provision.stand_in(paths) == paths.bin / "nixos-anywhere"
