@@ -1,16 +1,19 @@
-"""What can go wrong on the way from a URL to a verified file."""
+"""What can go wrong between a URL and a verified file, and the longer messages about it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nixa_tasks.errors import NixaError
+from nixa_tasks.manifest.digest import to_sri
 
 
 class FetchError(NixaError):
-    """An image can't be had; what was fetched of it is kept for the next try."""
+    """No source gave the image. What was fetched of it is kept for the next try."""
 
 
 class DiskFull(FetchError):
-    """No room for it here: no other source would help."""
+    """The cache's disk has no room: no other source would help."""
 
 
 class SourceError(FetchError):
@@ -52,3 +55,32 @@ class RangesBroken(Exception):
 
 class NotModified(Exception):
     """A server still has the file that was found wrong before. Internal to a fetch."""
+
+
+def wrong_file(url: str, image: str, *, expected: str, got: str, size: int, upstream: str) -> WrongFile:
+    """The source served a whole file of another hash. `upstream` is what its server says of the file."""
+    lines = [
+        f"{url}: the file is not the pinned one",
+        f"    expected  {to_sri(expected)}  ({expected})",
+        f"    got       {to_sri(got)}  ({got})",
+        f"    size      {size} bytes",
+        f"    upstream  {upstream or 'says nothing about the file'}",
+    ]
+    hint = (
+        f"a release's file often changes under the same URL. If you trust the new one: doit pin:{image}\n"
+        "If you want the pinned one: name a mirror that still has it (mirrors = [...])"
+    )
+    return WrongFile("\n".join(lines), url=url, sha256=got, hint=hint)
+
+
+def all_failed(image: str, errors: Sequence[SourceError]) -> FetchError:
+    """Every source failed: one error with each reason, and the most useful hint."""
+    if len(errors) == 1:
+        return errors[0]
+    wrong = next((error for error in errors if isinstance(error, WrongFile)), None)
+    reasons = "\n".join(error.what for error in errors)
+    hint = wrong.hint if wrong else next((error.hint for error in errors if error.hint), None)
+    return FetchError(
+        f"image {image}: all {len(errors)} sources failed:\n{reasons}",
+        hint=hint or "check the network, or name another mirror",
+    )

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from nixa_tasks.errors import NixaError
-from nixa_tasks.image.cache import names
+from nixa_tasks.image.cache.entry import suffix_of
 from nixa_tasks.manifest.model import InstallableImage, UrlImage
 from nixa_tasks.nix import command as nix
 
@@ -135,10 +135,10 @@ def tarball_in(outputs: tuple[Path, ...], image: str) -> Path:
 def _tarballs(output: Path) -> list[Path]:
     real = output.resolve()
     if real.is_file():
-        return [output] if names.suffix_of(output.name) else []
+        return [output] if suffix_of(output.name) else []
     return [
         Path(folder) / name
         for folder, _folders, files in os.walk(output, followlinks=True)
         for name in files
-        if names.suffix_of(name) and len(Path(folder).relative_to(output).parts) <= 3
+        if suffix_of(name) and len(Path(folder).relative_to(output).parts) <= 3
     ]

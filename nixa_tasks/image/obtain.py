@@ -9,9 +9,8 @@ from typing import assert_never
 from nixa_tasks.errors import NixaError
 from nixa_tasks.image import tarball
 from nixa_tasks.image.cache.cache import Cache, Note, Progress
-from nixa_tasks.image.cache.entry import Entry, Signature
-from nixa_tasks.image.cache.names import suffix_of
-from nixa_tasks.image.download.limits import Limits
+from nixa_tasks.image.cache.entry import Entry, Signature, suffix_of
+from nixa_tasks.image.download.http import Limits
 from nixa_tasks.image.tarball import Summary
 from nixa_tasks.manifest.model import Image, InstallableImage, UrlImage
 
@@ -73,7 +72,7 @@ def look_inside(cache: Cache, path: Path, sha256: str) -> Summary:
 def damage_here(obtained: Obtained) -> str | None:
     """What to say where our own file is the damaged one, which its looks did not tell: a cached one
     has been removed then. None where it is right."""
-    from nixa_tasks.image.cache.hashing import hash_file
+    from nixa_tasks.image.cache.files import hash_file
 
     path = obtained.path
     try:
@@ -114,8 +113,7 @@ def _is_rooted(gcroot: Path, image: UrlImage) -> bool:
 
 def _from_store(image: UrlImage, cache: Cache, note: Note) -> Path | None:
     """Take it from the store into the cache, if it is there and right: nothing is downloaded."""
-    from nixa_tasks.image.cache.hashing import hash_file
-    from nixa_tasks.image.cache.local import clone
+    from nixa_tasks.image.cache.files import clone, hash_file
     from nixa_tasks.image.nix_store import find_in_store
 
     stored = find_in_store(image)
@@ -139,7 +137,7 @@ def _from_store(image: UrlImage, cache: Cache, note: Note) -> Path | None:
 def _built(image: InstallableImage, cache: Cache, folder: Path, gcroots: Path, note: Note) -> Obtained:
     """What Nix built. Its path is its identity, so it is hashed once for each path."""
     from nixa_tasks.files import read_json, write_json
-    from nixa_tasks.image.cache.hashing import hash_file
+    from nixa_tasks.image.cache.files import hash_file
     from nixa_tasks.image.nix_store import realise
 
     path = realise(image, gcroots / f"kexec-{image.name}", folder=folder, sink=None)

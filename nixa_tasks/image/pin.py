@@ -14,8 +14,7 @@ from nixa_tasks.files import read_json
 from nixa_tasks.image import github
 from nixa_tasks.image.cache.cache import Cache, Note, Progress
 from nixa_tasks.image.download.fetch import fetch
-from nixa_tasks.image.download.http import Wire
-from nixa_tasks.image.download.limits import Limits
+from nixa_tasks.image.download.http import Limits, Wire
 from nixa_tasks.image.errors import SourceError
 from nixa_tasks.manifest.digest import to_sri
 from nixa_tasks.manifest.model import UrlImage
@@ -106,7 +105,7 @@ def _unchanged(image: UrlImage, cache: Cache, limits: Limits) -> str | None:
 def _by_download(
     image: UrlImage, cache: Cache, progress: Progress, note: Note, limits: Limits, until: float
 ) -> Found:
-    from nixa_tasks.image.cache.hashing import hash_file
+    from nixa_tasks.image.cache.files import hash_file
     from nixa_tasks.image.download.source import Download
 
     if urlsplit(image.url).scheme in ("", "file"):

@@ -14,10 +14,9 @@ from pathlib import Path
 
 from nixa_tasks.errors import NixaError
 from nixa_tasks.files import locked, now, write_json
-from nixa_tasks.image.cache import names
-from nixa_tasks.image.cache.entry import Entry, Signature, read_entry
-from nixa_tasks.image.cache.hashing import hash_file
-from nixa_tasks.image.pins import is_pinned_by
+from nixa_tasks.image.cache import entry as names
+from nixa_tasks.image.cache.entry import Entry, Signature, is_pinned_by, read_entry
+from nixa_tasks.image.cache.files import hash_file
 from nixa_tasks.manifest.digest import to_sri
 from nixa_tasks.manifest.model import Image, UrlImage
 
@@ -215,7 +214,7 @@ class Cache:
 
     def _link(self, old: Path, new: Path, sha256: str) -> None:
         """The same file under another suffix: a hard link, or a copy where there are none."""
-        from nixa_tasks.image.cache.local import clone
+        from nixa_tasks.image.cache.files import clone
 
         temporary = self.file(sha256, ".copy")
         try:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.host.ssh import Ssh, Unreachable
@@ -23,6 +25,9 @@ from nixa_tasks.manifest.model import Deliver
 from nixa_tasks.process.pump import Sink
 from nixa_tasks.process.run import Output
 
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
 Progress = Callable[[int, int | None], None]
 
 _CHUNK = 1 << 18
@@ -30,28 +35,42 @@ _TRIES = 6
 _PAUSE_SECONDS = 2.0
 _UPLOAD_SECONDS = 6 * 3600.0
 _UNPACK_SECONDS = 1800.0
+_FULL_KIB = 256  # fewer free KiB after a failed write: the disk was full
 _SPARE = 16 << 20  # what kexec/run adds to the initrd, and its log
-_WRONG_HASH, _NOT_UNPACKED, _NO_JUMP = 90, 91, 92
+
+
+class Exit(IntEnum):
+    """How the scripts here end on the host, where not with 0 or a tool's own status."""
+
+    WRONG_HASH = 90
+    NOT_UNPACKED = 91
+    NO_JUMP = 92
+    NO_SPACE = 93
+
+
 _SENTENCE = "machine will boot into nixos"  # what kexec/run says once it is past returning
 
 _APPEND = f"""{FOLDER}
-exec cat >>"$1.part"
+cat >>"$1.part" && exit 0
+set -- $(df -Pk . | tail -n 1)
+[ "$4" -ge {_FULL_KIB} ] || exit {Exit.NO_SPACE}
+exit 1
 """
 _BOOT = f"""
 set -u; cd "$1" || exit 1; umask 077; top=$PWD
 end() {{ cd "$top" && rm -rf tree again again.sum; exit "$1"; }}  # root's files, which the login can't remove
-echo "$3  $2.part" | sha256sum -c - || exit {_WRONG_HASH}
+echo "$3  $2.part" | sha256sum -c - || exit {Exit.WRONG_HASH}
 rm -rf tree again; mkdir tree; mkfifo again; cd tree || exit 1
 sha256sum <../again >../again.sum &
-(trap '' PIPE; exec tee ../again <"../$2.part" 2>/dev/null) | tar $4 -xf - || end {_NOT_UNPACKED}
+(trap '' PIPE; exec tee ../again <"../$2.part" 2>/dev/null) | tar $4 -xf - || end {Exit.NOT_UNPACKED}
 wait $!
 read -r sum _ <../again.sum
-[ "$sum" = "$3" ] || {{ echo "it changed while it was unpacked"; end {_WRONG_HASH}; }}
-[ -x kexec/run ] || end {_NOT_UNPACKED}
+[ "$sum" = "$3" ] || {{ echo "it changed while it was unpacked"; end {Exit.WRONG_HASH}; }}
+[ -x kexec/run ] || end {Exit.NOT_UNPACKED}
 TMPDIR=$PWD setsid sh -c '"$1" --kexec-extra-flags "$2" >../run.log 2>&1; echo $? >../run.status' sh "$PWD/kexec/run" "$5" &
 wait $!
 cat ../run.log
-grep -q '{_SENTENCE}' ../run.log || end {_NO_JUMP}
+grep -q '{_SENTENCE}' ../run.log || end {Exit.NO_JUMP}
 """
 _TAR = {
     Compression.GZIP: ("-z", "gzip"),
@@ -130,35 +149,57 @@ def _have_room(ssh: Ssh, obtained: Obtained) -> str:
 
 
 def _upload(ssh: Ssh, obtained: Obtained, *, progress: Progress, note: Callable[[str], None]) -> None:
+    """Append what is missing, with retries. Raises NixaError, Unreachable, CommandFailed."""
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_incrementing
+
+    def is_worth_another_try(error: BaseException) -> bool:
+        if isinstance(error, CommandFailed):
+            return error.status != Exit.NO_SPACE
+        return isinstance(error, (Unreachable, _Incomplete))
+
+    def before_retry(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        note(f"the upload was cut ({error}); trying again")
+        ssh.disconnect()
+
+    for attempt in Retrying(
+        retry=retry_if_exception(is_worth_another_try),
+        stop=stop_after_attempt(_TRIES),
+        wait=wait_incrementing(start=_PAUSE_SECONDS, increment=_PAUSE_SECONDS),
+        sleep=ssh.clock.sleep,
+        before_sleep=before_retry,
+        reraise=True,
+    ):
+        with attempt:
+            _upload_once(ssh, obtained, progress, note)
+
+
+class _Incomplete(NixaError):
+    """The connection ended without an error, and bytes are missing on the host."""
+
+
+def _upload_once(ssh: Ssh, obtained: Obtained, progress: Progress, note: Callable[[str], None]) -> None:
     size = obtained.path.stat().st_size
-    for attempt in range(_TRIES):
-        try:
-            start = good_prefix(ssh, obtained)
-            if start:
-                note(f"going on at {start >> 20} MiB: the host has that much of it")
-            progress(start, size)
-            if start < size:
-                ssh.run(
-                    _APPEND,
-                    obtained.sha256,
-                    deadline=_UPLOAD_SECONDS,
-                    stdin=_chunks(obtained.path, start, progress),
-                    what="upload",
-                )
-            if look(ssh, obtained).size == size:
-                progress(size, size)
-                return
-        except (Unreachable, CommandFailed) as error:
-            if attempt + 1 == _TRIES or (
-                isinstance(error, CommandFailed) and "space" in " ".join(error.tail).lower()
-            ):
-                raise
-            note(f"the upload was cut ({error.what}); trying again")
-            ssh.disconnect()
-            ssh.clock.sleep(_PAUSE_SECONDS * (attempt + 1))
-    raise NixaError(
-        "the upload did not become whole", host=ssh.host.name, hint=f"doit deploy:{ssh.host.name}"
-    )
+    start = good_prefix(ssh, obtained)
+    if start:
+        note(f"going on at {start >> 20} MiB: the host has that much of it")
+    progress(start, size)
+    if start < size:
+        ssh.run(
+            _APPEND,
+            obtained.sha256,
+            deadline=_UPLOAD_SECONDS,
+            stdin=_chunks(obtained.path, start, progress),
+            what="upload",
+        )
+    there = look(ssh, obtained).size
+    if there != size:
+        raise _Incomplete(
+            f"upload incomplete after {_TRIES} attempts: {there} of {size} bytes are on the host",
+            host=ssh.host.name,
+            hint=f"try again, it continues where it ended: doit deploy:{ssh.host.name}",
+        )
+    progress(size, size)
 
 
 def _chunks(path: Path, start: int, progress: Progress) -> Iterator[bytes]:
@@ -192,16 +233,16 @@ def boot(ssh: Ssh, delivered: Delivered, *, extra_flags: str, log: Sink) -> None
         )
     except CommandFailed as error:
         match error.status:
-            case 90:
+            case Exit.WRONG_HASH:
                 what = "the image on the host is not the pinned one; nothing of it ran"
                 hint = damage_here(obtained) or "it was damaged on the way or on the host's disk"
                 hint += f"\ntry again: doit deploy:{name}"
-            case 91:
+            case Exit.NOT_UNPACKED:
                 what, hint = (
-                    "the image could not be unpacked there; nothing of it ran",
+                    "the host could not unpack the image; nothing of it ran",
                     "is the host's disk full?",
                 )
-            case 92:
+            case Exit.NO_JUMP:
                 what = "kexec/run did not boot the installer"
                 hint = "see what it says; `kexec_extra_flags` in hosts.toml go to kexec, and Secure Boot must be off"
             case _:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from nixa_tasks.image.download.limits import Limits
+from nixa_tasks.image.download.http import Limits
 
 STEP = 4  # 1, 4, 16: few steps, since each costs a measurement
 GAIN = 1.3  # what a step must bring to be kept
@@ -18,7 +18,7 @@ REST_SECONDS = 30.0  # after a step that brought nothing
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Connections:
     """Where the measuring stands. `width`: connections wanted; `rate`: of the step before this
     one, bytes a second; `since`/`done`: when this measurement began, and with how many bytes."""
 
@@ -32,36 +32,36 @@ class Pace:
     settling_until: float | None = None
 
 
-def begin(pace: Pace, now: float, settle: float) -> Pace:
+def begin(old: Connections, now: float, settle: float) -> Connections:
     """Wait for new connections to get up to speed before they are measured."""
-    return replace(pace, since=None, done=0, settling_until=now + settle)
+    return replace(old, since=None, done=0, settling_until=now + settle)
 
 
-def limit(pace: Pace, cap: int) -> Pace:
+def limit(old: Connections, cap: int) -> Connections:
     """A connection was refused or lost: never more than `cap` from now on."""
-    cap = max(1, min(cap, pace.cap))
-    return replace(pace, cap=cap, width=min(pace.width, cap), previous=min(pace.previous, cap))
+    cap = max(1, min(cap, old.cap))
+    return replace(old, cap=cap, width=min(old.width, cap), previous=min(old.previous, cap))
 
 
-def observe(pace: Pace, now: float, done: int, left: int, limits: Limits) -> Pace:
+def observe(old: Connections, now: float, done: int, left: int, limits: Limits) -> Connections:
     """The next state, after `done` bytes in all, with `left` still to come."""
-    if pace.settling_until is None:
-        return begin(pace, now, limits.settle)
-    if pace.since is None:
-        is_settled = now >= pace.settling_until
-        return replace(pace, since=now, done=done) if is_settled else pace
-    if now - pace.since < limits.window:
-        return pace
-    return _judge(pace, now, (done - pace.done) / (now - pace.since), left, limits)
+    if old.settling_until is None:
+        return begin(old, now, limits.settle)
+    if old.since is None:
+        is_settled = now >= old.settling_until
+        return replace(old, since=now, done=done) if is_settled else old
+    if now - old.since < limits.window:
+        return old
+    return _judge(old, now, (done - old.done) / (now - old.since), left, limits)
 
 
-def _judge(pace: Pace, now: float, rate: float, left: int, limits: Limits) -> Pace:
+def _judge(old: Connections, now: float, rate: float, left: int, limits: Limits) -> Connections:
     """What a measured rate, in bytes a second, says about the number of connections."""
-    if pace.width > pace.previous and rate < pace.rate * GAIN:
-        back = replace(pace, width=pace.previous, rate=0.0, rest=pace.rest * 2)
-        return begin(back, now, pace.rest)
-    wanted = min(pace.width * STEP, limits.connections, pace.cap)
+    if old.width > old.previous and rate < old.rate * GAIN:
+        back = replace(old, width=old.previous, rate=0.0, rest=old.rest * 2)
+        return begin(back, now, old.rest)
+    wanted = min(old.width * STEP, limits.connections, old.cap)
     is_poor = rate < limits.good_rate and left > rate * WORTH_SECONDS
-    if is_poor and wanted > pace.width:
-        return begin(replace(pace, width=wanted, rate=rate, previous=pace.width), now, limits.settle)
-    return begin(replace(pace, rate=rate, previous=pace.width), now, limits.settle)
+    if is_poor and wanted > old.width:
+        return begin(replace(old, width=wanted, rate=rate, previous=old.width), now, limits.settle)
+    return begin(replace(old, rate=rate, previous=old.width), now, limits.settle)

@@ -14,10 +14,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from nixa_tasks.image.cache.cache import Cache, Note, Progress
-from nixa_tasks.image.cache.entry import Entry
-from nixa_tasks.image.cache.names import suffix_of
-from nixa_tasks.image.download.limits import Limits
-from nixa_tasks.image.errors import DiskFull, FetchError, SourceError, WrongFile
+from nixa_tasks.image.cache.entry import Entry, suffix_of
+from nixa_tasks.image.download.http import Limits
+from nixa_tasks.image.errors import DiskFull, FetchError, SourceError, WrongFile, all_failed, wrong_file
 from nixa_tasks.manifest.model import UrlImage
 
 __all__ = ["DiskFull", "FetchError", "Limits", "SourceError", "WrongFile", "fetch"]
@@ -63,8 +62,6 @@ def _from_sources(
     until: float,
     api: str | None,
 ) -> Path:
-    from nixa_tasks.image.download.words import none_left
-
     known = _from_wrong(image, cache, note)
     if known is not None:
         return known
@@ -80,14 +77,14 @@ def _from_sources(
             return Download(url, image, cache, progress, note, limits, until, api).run()
         except SourceError as error:
             errors.append(error)
-    raise none_left(image.name, errors)
+    raise all_failed(image.name, errors)
 
 
 def _from_wrong(image: UrlImage, cache: Cache, note: Note) -> Path | None:
     """A file that was fetched for another pin, and was wrong for that, may be the one wanted now:
     after `doit pin`, for one. Its hash decides."""
     from nixa_tasks.files import read_json
-    from nixa_tasks.image.cache.hashing import hash_file
+    from nixa_tasks.image.cache.files import hash_file
 
     for path in cache.folder.glob("*.wrong.json"):
         value = read_json(path) or {}
@@ -106,9 +103,7 @@ def _from_file(url: str, image: UrlImage, cache: Cache, progress: Progress) -> P
     """Hash a file of this machine, and put it into the cache: no bytes are copied where the file
     system can share them."""
     from nixa_tasks.image.cache.entry import Signature
-    from nixa_tasks.image.cache.hashing import hash_file
-    from nixa_tasks.image.cache.local import clone
-    from nixa_tasks.image.download.words import wrong_file
+    from nixa_tasks.image.cache.files import clone, hash_file
 
     path = Path(unquote(urlsplit(url).path)) if url.startswith("file:") else Path(url)
     copy = cache.file(image.sha256, ".copy")
@@ -122,11 +117,9 @@ def _from_file(url: str, image: UrlImage, cache: Cache, progress: Progress) -> P
             f"{path} can't be taken: {error.strerror or error}", url=url, hint="carry the file there first"
         ) from error
     if digest != image.sha256:
-        from nixa_tasks.image.download.part import Origin
-
         copy.unlink()
         raise wrong_file(
-            str(path), image.name, image.sha256, digest, found.st_size, Origin(), upstream="", encoding=""
+            str(path), image.name, expected=image.sha256, got=digest, size=found.st_size, upstream=""
         )
     if Signature.of(copy.stat()) != Signature.of(found):
         copy.unlink()

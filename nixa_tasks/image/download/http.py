@@ -1,4 +1,4 @@
-"""HTTP as nixa speaks it: one request, its answer checked, its bytes as they were sent.
+"""HTTP for the download: limits, one request, its checked answer, its bytes as they were sent.
 
 The only module that imports httpx. Bytes are never decoded: the pin is of the file as it lies on
 the server, and an encoding that a server adds on its own shows as a wrong hash.
@@ -11,19 +11,50 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from nixa_tasks.image.download import answers
-from nixa_tasks.image.download.limits import Limits
-from nixa_tasks.image.download.part import Origin
-from nixa_tasks.image.errors import SourceError
+from nixa_tasks.image.download.part import Origin, Part
+from nixa_tasks.image.errors import ContentChanged, NotModified, RangesBroken, SourceError
 
 if TYPE_CHECKING:
     import httpx
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Times in seconds, sizes in bytes, rates in bytes a second.
+
+    `stall`: no byte for so long. `low_rate`: slower than this during `low_time`. `total`: all of
+    it, all sources. `tries`: on one source, without a byte of progress between them. `pause`:
+    before the second try, doubled for each one after it, with jitter, up to `longest_pause`; a
+    Retry-After is honoured up to `retry_after`.
+
+    `good_rate`: a connection at least this fast is left alone. Below it more are opened, up to
+    `connections`, each step judged over `window` after `settle`; `split` is the least that is
+    worth a connection.
+    """
+
+    connect: float = 15.0
+    stall: float = 30.0
+    low_rate: float = 4096.0
+    low_time: float = 60.0
+    total: float = 4 * 3600.0
+    tries: int = 5
+    pause: float = 1.0
+    longest_pause: float = 30.0
+    retry_after: float = 120.0
+    redirects: int = 10
+    connections: int = 16
+    good_rate: float = 12.5e6
+    settle: float = 1.0
+    window: float = 1.5
+    split: int = 1 << 20
 
 
 class Reply:
@@ -262,3 +293,92 @@ def _mapped(url: str, stall: float) -> Iterator[None]:
         raise SourceError(f"{url}: the connection broke ({said})", url=url, is_transient=True) from error
     except (ValueError, LookupError, OverflowError) as error:
         raise SourceError(f"{url}: the answer can't be understood ({error})", url=url) from error
+
+
+OVERLAP = 4096
+
+Room = Callable[[Part, int | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """From which byte on, and to which (None: to the end). `validator`: for `If-Range`, so that a changed file comes whole. Without
+    one the range begins `OVERLAP` bytes early, and these are compared. `unless`: an ETag of a file
+    that is known to be wrong."""
+
+    start: int = 0
+    is_ranged: bool = False
+    validator: str = ""
+    unless: str = ""
+    end: int | None = None
+
+
+def plan(part: Part, url: str, *, serves_ranges: bool, unless: str) -> Plan:
+    """The request that goes on where the part ends."""
+    missing = part.missing() if part.origin.size is not None else []
+    first = missing[0][0] if missing else part.prefix
+    end = missing[0][1] if len(missing) > 1 else None
+    if not part.kept:
+        return Plan(unless=unless)
+    if not serves_ranges:
+        return Plan()
+    if part.origin.url == url and part.origin.validator:
+        return Plan(first, True, part.origin.validator, end=end)
+    return Plan(max(0, first - OVERLAP), True, end=end)
+
+
+def range_headers(start: int, end: int | None, validator: str) -> dict[str, str]:
+    """The headers that ask for bytes from `start` to before `end`."""
+    headers = {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+    return {**headers, "If-Range": validator} if validator else headers
+
+
+@contextlib.contextmanager
+def first_reply(wire: Wire, url: str, part: Part, asked: Plan) -> Iterator[Reply]:
+    """The answer to a plan, checked against what is kept.
+
+    Raises ContentChanged (another file than the kept bytes are of), RangesBroken (ask for all of
+    it), NotModified, SourceError.
+    """
+    headers = range_headers(asked.start, asked.end, asked.validator) if asked.is_ranged else {}
+    if asked.unless:
+        headers["If-None-Match"] = asked.unless
+    with wire.get(url, headers) as reply:
+        if reply.status == 304:
+            if asked.unless:
+                raise NotModified
+            raise SourceError(f"{url}: the server answered 304 unasked", url=url)
+        if not asked.is_ranged:
+            if reply.status != 200:
+                raise SourceError(f"{url}: the server answered {reply.status} to a plain request", url=url)
+            _check_size(part, reply)
+            yield reply
+            return
+        if reply.status == 200 and asked.validator and reply.origin.validator != asked.validator:
+            pass  # another validator: perhaps of the same bytes, so a little is compared before they go
+        else:
+            _check_range(part, asked, reply, url)
+            yield reply
+            return
+    without = Plan(max(0, asked.start - OVERLAP), True, end=asked.end)
+    with wire.get(url, range_headers(without.start, without.end, "")) as reply:
+        _check_range(part, without, reply, url)
+        yield reply
+
+
+def _check_range(part: Part, asked: Plan, reply: Reply, url: str) -> None:
+    if reply.status == 416:
+        if reply.told_size is not None and reply.told_size == part.prefix == part.kept:
+            raise SourceError(f"{url}: has no more bytes than are here", url=url, status=416)
+        if reply.told_size is not None and reply.told_size < part.kept:
+            raise ContentChanged
+        raise RangesBroken
+    if reply.status == 206 and (reply.content_range is None or reply.start != asked.start):
+        raise RangesBroken
+    _check_size(part, reply)
+
+
+def _check_size(part: Part, reply: Reply) -> None:
+    known, told = part.origin.size, reply.origin.size
+    if part.kept and told is not None and ((known is not None and known != told) or told < part.prefix):
+        raise ContentChanged

@@ -11,22 +11,19 @@ from typing import TYPE_CHECKING
 
 from nixa_tasks.image import github
 from nixa_tasks.image.cache.cache import Cache, Note, Progress
-from nixa_tasks.image.cache.entry import Entry
-from nixa_tasks.image.cache.kept import Kept
-from nixa_tasks.image.cache.names import suffix_of
-from nixa_tasks.image.download.follower import Follower
-from nixa_tasks.image.download.http import Wire
-from nixa_tasks.image.download.limits import Limits
-from nixa_tasks.image.download.part import Part
-from nixa_tasks.image.download.request import plan
+from nixa_tasks.image.cache.entry import Entry, suffix_of
+from nixa_tasks.image.download.http import Limits, Wire, plan
+from nixa_tasks.image.download.part import Follower, Origin, Part
+from nixa_tasks.image.download.set_aside import SetAside
 from nixa_tasks.image.download.transfer import Transfer
-from nixa_tasks.image.download.words import wrong_file
 from nixa_tasks.image.errors import (
     ContentChanged,
     DiskFull,
     NotModified,
     RangesBroken,
     SourceError,
+    WrongFile,
+    wrong_file,
 )
 from nixa_tasks.manifest.model import UrlImage
 from nixa_tasks.process.run import sleep
@@ -68,13 +65,13 @@ class Download:
                     done = self._verify(wire, part, follower)
                 except ContentChanged:
                     done, changes = None, changes + 1
-                    self._kept.set_aside(part)
+                    self._aside.set_aside(part)
                     self.note(f"{self.url}: has another file than what is kept of it; fetching all of that")
                     if changes > self.limits.tries:
-                        self._kept.bring_back(part)
+                        self._aside.bring_back(part)
                         raise SourceError(f"{self.url}: changes all the time", url=self.url) from None
                 except SourceError:
-                    self._kept.bring_back(part)
+                    self._aside.bring_back(part)
                     raise
                 if done is not None:
                     return done
@@ -103,8 +100,8 @@ class Download:
             return self._finish(part, digest), digest
 
     @property
-    def _kept(self) -> Kept:
-        return Kept(self.cache, self.image.sha256)
+    def _aside(self) -> SetAside:
+        return SetAside(self.cache, self.image.sha256)
 
     # --- until it is whole
 
@@ -148,7 +145,7 @@ class Download:
             part,
             self.url,
             serves_ranges=self._serves_ranges,
-            unless="" if part.kept else self._kept.wrong_etag(self.url),
+            unless="" if part.kept else self._aside.wrong_etag(self.url),
         )
         if asked.is_ranged:
             self.note(f"going on at {part.kept >> 20} MiB")
@@ -200,23 +197,14 @@ class Download:
             follower.stop()
             part.restart()
             return None
-        origin, encoding = part.origin, self._last.told.encoding if self._last else ""
-        self._kept.keep_wrong(part, digest, size, self.url)
-        raise wrong_file(
-            self.url,
-            self.image.name,
-            self.image.sha256,
-            digest,
-            size,
-            origin,
-            upstream=self._upstream(wire),
-            encoding=encoding,
-        )
+        origin, encoding = part.origin, self._last.server.encoding if self._last else ""
+        self._aside.keep_wrong(part, digest, size, self.url)
+        raise self._wrong_file(wire, digest, size, origin, encoding)
 
     def _may_be_cut(self, size: int) -> bool:
         """Whether the end of the body may have been a cut: it told no length, and ended here for the
         first time."""
-        if self._last is None or self._last.told.is_framed or self._unframed_end == size:
+        if self._last is None or self._last.server.is_framed or self._unframed_end == size:
             return False
         self._unframed_end = size
         return True
@@ -225,17 +213,29 @@ class Download:
         origin = part.origin
         entry = Entry(url=self.url, etag=origin.etag, last_modified=origin.last_modified)
         path = self.cache.adopt(part.path, digest, suffix_of(self.image.url), entry)
-        self._kept.forget()
+        self._aside.forget()
         return path
 
     def _still_wrong(self, wire: Wire) -> SourceError:
-        got, size, origin = self._kept.wrong()
-        return wrong_file(
-            self.url, self.image.name, self.image.sha256, got, size, origin,
-            upstream=self._upstream(wire), encoding="",
-        )  # fmt: skip
+        got, size, origin = self._aside.wrong()
+        return self._wrong_file(wire, got, size, origin, encoding="")
 
-    def _upstream(self, wire: Wire) -> str:
+    def _wrong_file(self, wire: Wire, got: str, size: int, origin: Origin, encoding: str) -> WrongFile:
+        facts = [f"Last-Modified {origin.last_modified}"] if origin.last_modified else []
+        facts += [f"ETag {origin.etag}"] if origin.etag else []
+        facts += [github_says] if (github_says := self._github_says(wire)) else []
+        if encoding and encoding != "identity":
+            facts.append(f"Content-Encoding {encoding}, although none was asked for")
+        return wrong_file(
+            self.url,
+            self.image.name,
+            expected=self.image.sha256,
+            got=got,
+            size=size,
+            upstream=", ".join(facts),
+        )
+
+    def _github_says(self, wire: Wire) -> str:
         """What GitHub says of the file, where it is one of its releases'; "" otherwise."""
         wanted = github.asset(self.url)
         if wanted is None:

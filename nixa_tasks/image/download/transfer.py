@@ -2,7 +2,7 @@
 
 The first connection asks for everything from the first gap on. Where it is slow and the server can
 serve ranges of a file that it names by a strong validator, more are opened, each taking half of
-the largest piece that is still to come; `pace` decides how many.
+the largest piece that is still to come; `connections` decides how many.
 """
 
 from __future__ import annotations
@@ -10,20 +10,65 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.image.download import answers
-from nixa_tasks.image.download import connections as pace
-from nixa_tasks.image.download.connections import Pace
-from nixa_tasks.image.download.http import Reply, Wire
-from nixa_tasks.image.download.lease import Lease, Told, Worker, next_lease
-from nixa_tasks.image.download.limits import Limits
+from nixa_tasks.image.download.connections import Connections, limit, observe
+from nixa_tasks.image.download.http import Limits, Plan, Reply, Room, Wire, first_reply, range_headers
 from nixa_tasks.image.download.part import Part
-from nixa_tasks.image.download.request import Plan, Room, first_reply, range_headers
 from nixa_tasks.image.errors import ContentChanged, DiskFull, FetchError, RangesBroken, SourceError
 from nixa_tasks.process.run import is_stopping
+
+
+@dataclass(slots=True)
+class Lease:
+    """A piece that one connection fetches: from `pos` to `end`; None is the end of the body."""
+
+    pos: int
+    end: int | None
+
+    @property
+    def left(self) -> int:
+        return 0 if self.end is None else self.end - self.pos
+
+
+@dataclass(slots=True)
+class Worker:
+    """One connection's thread. A retired one gives its lease back at the next byte."""
+
+    thread: threading.Thread | None = None
+    lease: Lease | None = None
+    reply: Reply | None = None
+    is_retired: bool = False
+
+
+@dataclass(slots=True)
+class ServerFacts:
+    """What the first answer said about the source, for the other connections."""
+
+    url: str = ""
+    validator: str = ""
+    can_split: bool = False
+    is_framed: bool = True
+    encoding: str = ""
+
+
+def next_lease(pool: list[Lease], taken: Sequence[Lease], least: int) -> Lease | None:
+    """A piece that nobody fetches: one that was given back, else half of the largest, which is cut
+    for it. None where nothing of `least` bytes is left. The caller holds the lock."""
+    while pool:
+        lease = pool.pop()
+        if lease.left > 0:
+            return lease
+    largest = max(taken, key=lambda lease: lease.left, default=None)
+    if largest is None or largest.end is None or largest.left < least:
+        return None
+    lease = Lease(largest.pos + largest.left // 2, largest.end)
+    largest.end = lease.pos
+    return lease
+
 
 TICK = 0.1
 _BUFFER = 1 << 20
@@ -44,9 +89,9 @@ class Transfer:
     until: float
     progress: Progress
     room: Room
-    told: Told = field(default_factory=Told)
+    server: ServerFacts = field(default_factory=ServerFacts)
     received: int = 0
-    pace: Pace = field(default_factory=Pace)
+    connections: Connections = field(default_factory=Connections)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _wake: threading.Event = field(default_factory=threading.Event)
     _workers: list[Worker] = field(default_factory=list)
@@ -112,19 +157,19 @@ class Transfer:
         return SourceError(f"{self.url}: {what}", url=self.url, is_transient=True)
 
     def _adapt(self, now: float, live: list[Worker]) -> None:
-        """Have as many connections as `pace` says."""
+        """Have as many connections as `connections` says."""
         size = self.part.origin.size
-        if not self.told.can_split or size is None:
+        if not self.server.can_split or size is None:
             return
         with self._lock:
             if self._error is not None:  # one was refused or lost: no more than what is left of them
-                self.pace, self._error = pace.limit(self.pace, len(live)), None
+                self.connections, self._error = limit(self.connections, len(live)), None
             left = sum(lease.left for lease in self._pool)
             left += sum(worker.lease.left for worker in live if worker.lease is not None)
-            self.pace = pace.observe(self.pace, now, self.received, left, self.limits)
-            for worker in live[self.pace.width :]:
+            self.connections = observe(self.connections, now, self.received, left, self.limits)
+            for worker in live[self.connections.width :]:
                 worker.is_retired = True
-        for _ in range(self.pace.width - len(live)):
+        for _ in range(self.connections.width - len(live)):
             lease = self._next_lease()
             if lease is None:
                 return
@@ -165,7 +210,7 @@ class Transfer:
                     if worker.is_retired and done.left > 0:
                         self._pool.append(done)
                     is_over = worker.is_retired or done.end is None
-                worker.lease = None if is_over or not self.told.can_split else self._next_lease()
+                worker.lease = None if is_over or not self.server.can_split else self._next_lease()
         except BaseException as error:  # noqa: BLE001 - carried to the coordinator, which raises it
             self._failed(worker, error)
         finally:
@@ -217,7 +262,7 @@ class Transfer:
                 if known.left:  # stopped on the way
                     return
             self.part.told(origin)
-            self.told = Told(
+            self.server = ServerFacts(
                 url=reply.url,
                 validator=origin.validator,
                 can_split=bool(origin.validator and reply.takes_ranges and origin.size),
@@ -233,8 +278,8 @@ class Transfer:
         lease = worker.lease
         if lease is None or lease.left <= 0:
             return
-        headers = range_headers(lease.pos, lease.end, self.told.validator)
-        with self.wire.get(self.url, headers, at=self.told.url) as reply:
+        headers = range_headers(lease.pos, lease.end, self.server.validator)
+        with self.wire.get(self.url, headers, at=self.server.url) as reply:
             worker.reply = reply
             if reply.status != 206 or reply.start != lease.pos or reply.origin.size != self.part.origin.size:
                 raise SourceError(f"{self.url}: serves no ranges after all", url=self.url, is_transient=True)

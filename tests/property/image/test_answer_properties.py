@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from nixa_tasks.errors import NixaError
 from nixa_tasks.image.cache.cache import Cache
-from nixa_tasks.image.cache.names import hash_in, suffix_of
+from nixa_tasks.image.cache.entry import hash_in, suffix_of
 from nixa_tasks.image.download import answers
 from nixa_tasks.image.download.fetch import FetchError, Limits, fetch
 from nixa_tasks.image.download.part import add, gaps

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from nixa_tasks.errors import NixaError
-from nixa_tasks.image.cache import hashing, names
+from nixa_tasks.image.cache import entry as names
+from nixa_tasks.image.cache import files as hashing
 from nixa_tasks.image.cache.cache import Cache, cache_dir
 from nixa_tasks.image.cache.entry import Entry
 from nixa_tasks.image.download.fetch import fetch
@@ -214,7 +215,7 @@ def test_a_wrong_file_carried_in_is_named_and_not_taken(tmp_path: Path) -> None:
     carried = tmp_path / "x.tar.gz"
     carried.write_bytes(b"wrong")
     cache = Cache(tmp_path / "cache")
-    with pytest.raises(NixaError, match=r"x\.tar\.gz: gave another file"):
+    with pytest.raises(NixaError, match=r"x\.tar\.gz: the file is not the pinned one"):
         fetch(replace(IMAGE, url=str(carried)), cache, progress=lambda _d, _t: None, note=lambda _text: None)
     assert list(cache.folder.iterdir()) == []
     assert carried.read_bytes() == b"wrong"

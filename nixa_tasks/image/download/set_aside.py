@@ -1,4 +1,4 @@
-"""What lies beside a download until it is right: other bytes of the same pin, and wrong files."""
+"""Files beside a download until it is verified: other bytes of the same pin, and wrong files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nixa_tasks.image.download.part import Origin, Part
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class SetAside:
     """The files of one hash beside its `.part`."""
 
     cache: Cache

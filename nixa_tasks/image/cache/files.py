@@ -1,4 +1,4 @@
-"""Files of this machine: put into the cache without copying bytes where the file system can."""
+"""Local files: hashed in one pass, and put into the cache without copying bytes where possible."""
 
 from __future__ import annotations
 
@@ -7,7 +7,33 @@ import errno
 import fcntl
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+
+from nixa_tasks.errors import Interrupted
+from nixa_tasks.process.run import is_stopping
+
+BLOCK = 1 << 20
+
+
+def hash_file(path: Path, progress: Callable[[int, int | None], None] | None = None) -> str:
+    """SHA-256 of a file in lower-case hex. Raises OSError, and Interrupted when nixa is stopped."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    block = memoryview(bytearray(BLOCK))
+    done = 0
+    with path.open("rb", buffering=0) as file:
+        total = os.fstat(file.fileno()).st_size
+        while count := file.readinto(block):
+            digest.update(block[:count])
+            done += count
+            if is_stopping():
+                raise Interrupted(f"stopped while reading {path}")
+            if progress is not None:
+                progress(done, total)
+    return digest.hexdigest()
+
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 

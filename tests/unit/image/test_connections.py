@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nixa_tasks.image.download.connections import Pace, limit, observe
-from nixa_tasks.image.download.limits import Limits
+from nixa_tasks.image.download.connections import Connections, limit, observe
+from nixa_tasks.image.download.http import Limits
 
 LIMITS = Limits()
 SIZE = 350_000_000
@@ -13,11 +13,11 @@ SIZE = 350_000_000
 
 def simulate(rate: Callable[[int], float], seconds: float) -> list[int]:
     """The widths over time, where `rate` says what a number of connections gives in all."""
-    pace, done, widths = Pace(), 0.0, []
+    connections, done, widths = Connections(), 0.0, []
     for tick in range(int(seconds * 10)):
-        pace = observe(pace, tick / 10, int(done), SIZE - int(done), LIMITS)
-        done += rate(pace.width) / 10
-        widths.append(pace.width)
+        connections = observe(connections, tick / 10, int(done), SIZE - int(done), LIMITS)
+        done += rate(connections.width) / 10
+        widths.append(connections.width)
     return widths
 
 
@@ -38,14 +38,14 @@ def test_on_a_slow_clean_link_they_are_given_up_and_left_alone() -> None:
 
 
 def test_what_is_nearly_done_is_left_alone() -> None:
-    pace = Pace()
+    connections = Connections()
     for tick in range(100):
-        pace = observe(pace, tick / 10, tick * 30_000, 500_000, LIMITS)
-    assert pace.width == 1
+        connections = observe(connections, tick / 10, tick * 30_000, 500_000, LIMITS)
+    assert connections.width == 1
 
 
 def test_a_refused_connection_is_not_asked_for_again() -> None:
-    pace = limit(Pace(width=16, previous=4), 3)
+    connections = limit(Connections(width=16, previous=4), 3)
     for tick in range(100):
-        pace = observe(pace, tick / 10, tick * 30_000, SIZE, LIMITS)
-    assert pace.width <= 3
+        connections = observe(connections, tick / 10, tick * 30_000, SIZE, LIMITS)
+    assert connections.width <= 3
