@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from nixa_tasks.host.ssh import Ssh, remote_command
 from nixa_tasks.host.sudo import Elevation
-from nixa_tasks.nix import command as nix
+from nixa_tasks.nix.command import Nix, command, is_store_path, store_command
 from nixa_tasks.process.pump import Sink
 from nixa_tasks.process.run import Output
 from nixa_tasks.state import private_dir as private
@@ -49,7 +49,7 @@ def copy(ssh: Ssh, *paths: Path | str, sink: Sink, root: str | None = None) -> N
     Unsigned local paths are taken too: who may log in as root may do so anyway.
     Raises nix_errors.NixFailed, DeadlinePassed, Interrupted.
     """
-    argv = nix.command(
+    argv = command(
         "copy",
         "--no-check-sigs",
         "--substitute-on-destination",
@@ -58,6 +58,7 @@ def copy(ssh: Ssh, *paths: Path | str, sink: Sink, root: str | None = None) -> N
         *(str(path) for path in paths),
     )
     with environment(ssh) as env:
+        nix = Nix(ssh.processes)
         nix.run(argv, deadline=COPY_SECONDS, sink=sink, host=ssh.host.name, what="copy", env=env)
 
 
@@ -85,9 +86,9 @@ _REQUISITES_SECONDS = 60.0
 _REQUISITES = 'PATH=$PATH:/run/current-system/sw/bin; nix-store --query --requisites "$1"'
 
 
-def closure_here(path: str) -> frozenset[str] | None:
+def closure_here(nix: Nix, path: str) -> frozenset[str] | None:
     """All store paths of a closure in the local store; None where it is not built."""
-    argv = nix.store_command("--query", "--requisites", path)
+    argv = store_command("--query", "--requisites", path)
     done = nix.run(argv, deadline=_REQUISITES_SECONDS, check=False, what="closure")
     return frozenset(done.stdout.split()) if done.is_ok else None
 
@@ -98,4 +99,4 @@ def closure_there(ssh: Ssh, path: str) -> frozenset[str] | None:
     done = ssh.run(
         _REQUISITES, path, deadline=_REQUISITES_SECONDS, check=False, output=output, what="closure"
     )
-    return frozenset(filter(nix.is_store_path, done.stdout.split())) if done.is_ok else None
+    return frozenset(filter(is_store_path, done.stdout.split())) if done.is_ok else None

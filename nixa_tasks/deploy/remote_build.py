@@ -12,6 +12,7 @@ from nixa_tasks.errors import NixaError
 from nixa_tasks.flake import build
 from nixa_tasks.host.probe import Os
 from nixa_tasks.manifest.model import BuildOn, Host
+from nixa_tasks.nix.command import Nix
 
 _SECONDS = 120.0
 _KEEP = """
@@ -35,8 +36,9 @@ def build_there(work: Work) -> str:
     """
     ssh, host = work.reached.ssh, work.host.name
     with copy.environment(ssh) as env:
+        store = build.RemoteStore(copy.store_url(ssh), env)
         out = build.build_remotely(
-            work.layout, work.output, "toplevel", copy.store_url(ssh), host=host, sink=work.log, env=env
+            Nix(ssh.processes), work.layout, work.output, "toplevel", store, host=host, sink=work.log
         )
     kept = ssh.run(_KEEP, work.drv, out, root=True, deadline=_SECONDS, check=False, what="remote build")
     if not kept.is_ok or out not in kept.stdout.split():

@@ -9,7 +9,7 @@ from nixa_tasks.deploy.work import Work
 from nixa_tasks.errors import CommandFailed
 from nixa_tasks.files import read_json
 from nixa_tasks.host.probe import Os
-from nixa_tasks.nix import command as nix
+from nixa_tasks.nix.command import is_store_path
 from nixa_tasks.state.receipt import Receipt
 
 _IS_SYSTEM = '[ -x "$1/bin/switch-to-configuration" ]'
@@ -51,7 +51,7 @@ def earlier(work: Work, back: Back | None) -> str | None:
     if situation(work, Asked.ROLLBACK, live).boots_elsewhere:
         return live  # what was set up for the next boot is taken back
     for receipt in reversed(receipts.read_history(ssh, root=True)):
-        if receipt.out is None or receipt.out == live or not nix.is_store_path(receipt.out):
+        if receipt.out is None or receipt.out == live or not is_store_path(receipt.out):
             continue
         if ssh.run(_IS_SYSTEM, receipt.out, deadline=30, check=False, what="history").is_ok:
             return receipt.out
@@ -59,4 +59,4 @@ def earlier(work: Work, back: Back | None) -> str | None:
         found = ssh.run(_GENERATIONS, deadline=60, what="generations").stdout.strip()
     except CommandFailed:
         return None
-    return found if nix.is_store_path(found) else None
+    return found if is_store_path(found) else None

@@ -21,7 +21,7 @@ from typing import Any
 
 from nixa_tasks.errors import DeadlinePassed, Interrupted, NixaError
 from nixa_tasks.flake.output import Output
-from nixa_tasks.nix import command as nix
+from nixa_tasks.nix.command import Nix, command
 from nixa_tasks.nix.errors import NixFailed, Reason
 from nixa_tasks.process.pump import Sink
 from nixa_tasks.text import suggestion
@@ -82,9 +82,15 @@ class Batch:
     worker's thread, so that what is finished outlives whatever happens to the rest."""
 
     def __init__(
-        self, reference: str, attrs: tuple[str, ...], limits: Limits, done: Callable[[Mapping[str, Result]], None],
+        self,
+        nix: Nix,
+        reference: str,
+        attrs: tuple[str, ...],
+        limits: Limits,
+        done: Callable[[Mapping[str, Result]], None],
         sink: Sink | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
+        self._nix = nix
         self._reference = reference
         self._waiting = deque(attrs)
         self._limits = limits
@@ -194,24 +200,24 @@ class Batch:
             return {attr: _result(attr, outputs[attr], known) for attr in attrs}
         except (ValueError, KeyError, TypeError) as error:
             raise NixaError(
-                f"evaluation: Nix's answer can't be read: {error!r}", tail=(said[:200],)
+                f"evaluation: Nix printed unexpected JSON: {error!r}", tail=(said[:200],)
             ) from error
 
     def _eval(self, apply: str, seconds: float, stats: Path | None) -> str:
         # With --apply nothing comes from Nix's evaluation cache, so its database need not be opened.
-        argv = nix.command(
+        argv = command(
             "eval", "--json", "--no-update-lock-file", "--option", "eval-cache", "false",
             f"{self._reference}#nixosConfigurations", "--apply", apply,
         )  # fmt: skip
         env = {"GC_MAXIMUM_HEAP_SIZE": str(self._limits.memory << 20)}
         if stats is not None:
             env |= {"NIX_SHOW_STATS": "1", "NIX_SHOW_STATS_PATH": str(stats)}
-        return nix.run(argv, deadline=seconds, sink=self._sink, what="evaluation", env=env).stdout
+        return self._nix.run(argv, deadline=seconds, sink=self._sink, what="evaluation", env=env).stdout
 
     def _left(self) -> float:
         left = self._until - time.monotonic()
         if left <= 0:
-            raise DeadlinePassed(f"evaluation: no end after {self._limits.seconds:g} s")
+            raise DeadlinePassed(f"evaluation: timed out after {self._limits.seconds:g} s")
         return left
 
     def _learn(self, count: int, stats: Path) -> None:
@@ -236,7 +242,7 @@ def _result(attr: str, value: object, known: list[str]) -> Result | None:
             hint=f"{said}set `flake_attr` for the host, or add it to the flake and `git add` its files",
         )
     output = Output.from_json({"attr": attr, **value}) if isinstance(value, dict) else None
-    return output or NixaError(f"nixosConfigurations.{attr} gave no system")
+    return output or NixaError(f"nixosConfigurations.{attr} has no system")
 
 
 def nix_string(text: str) -> str:

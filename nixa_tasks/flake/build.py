@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from nixa_tasks.errors import NixaError
 from nixa_tasks.files import read_json
 from nixa_tasks.flake.output import Output, forget
-from nixa_tasks.nix import command as nix
+from nixa_tasks.nix.command import Nix, command, is_store_path, store_command
 from nixa_tasks.nix.errors import NixFailed, Reason
 from nixa_tasks.process.pump import Sink
 from nixa_tasks.process.run import Argv
@@ -46,7 +47,14 @@ def is_built(layout: Layout, host: str, output: Output, what: What) -> bool:
 
 
 def build(
-    layout: Layout, host: str, output: Output, what: What, *, sink: Sink, deadline: float = BUILD_SECONDS
+    nix: Nix,
+    layout: Layout,
+    host: str,
+    output: Output,
+    what: What,
+    *,
+    sink: Sink,
+    deadline: float = BUILD_SECONDS,
 ) -> Path:
     """Build, or substitute, one closure; remote builders are Nix's own business.
 
@@ -57,12 +65,12 @@ def build(
     if is_built(layout, host, output, what):
         return Path(out)
     if what == "toplevel":
-        _keep_deployed(layout, host, out)
+        _keep_deployed(nix, layout, host, out)
     root = root_of(layout, host, what)
     root.parent.mkdir(parents=True, exist_ok=True)
     # Without its derivation, a path that is in the store only needs its root.
     source = f"{drv}!out" if Path(drv).exists() or not Path(out).exists() else out
-    argv = nix.store_command("--realise", source, "--add-root", str(root), "--indirect")
+    argv = store_command("--realise", source, "--add-root", str(root), "--indirect")
     try:
         nix.run(argv, deadline=deadline, sink=sink, host=host, what=f"build of {what}")
     except NixFailed as error:
@@ -73,7 +81,9 @@ def build(
     return Path(out)
 
 
-def remote_build_commands(output: Output, what: What, store: str, *, host: str) -> tuple[Argv, Argv]:
+def remote_build_commands(
+    nix: Nix, output: Output, what: What, store: str, *, host: str
+) -> tuple[Argv, Argv]:
     """Send the derivations to another store, such as `ssh-ng://root@HOST`, and build them there.
 
     Two commands, since Nix 2.8 looks for a derivation in the store that builds it whatever
@@ -83,32 +93,47 @@ def remote_build_commands(output: Output, what: What, store: str, *, host: str) 
     # From 2.15 on a .drv alone means the file itself; before, `^` was not known.
     installable = f"{drv}^out" if nix.version() >= (2, 15) else drv
     return (
-        nix.command("copy", "--derivation", "--to", store, drv),
-        nix.command("build", "--no-link", "-L", "--store", store, installable),
+        command("copy", "--derivation", "--to", store, drv),
+        command("build", "--no-link", "-L", "--store", store, installable),
     )
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteStore:
+    """Another store, such as `ssh-ng://root@HOST`. `env`: what ssh needs to reach it (NIX_SSHOPTS,
+    a PATH with an `ssh` in front)."""
+
+    url: str
+    env: Mapping[str, str]
+
+
 def build_remotely(
+    nix: Nix,
     layout: Layout,
     output: Output,
     what: What,
-    store: str,
+    store: RemoteStore,
     *,
     host: str,
     sink: Sink,
-    env: Mapping[str, str] | None = None,
     deadline: float = BUILD_SECONDS,
 ) -> str:
-    """Build in the store at `store`; the path there, which has no root yet. `env`: what ssh needs
-    (NIX_SSHOPTS, a PATH with an `ssh` in front). `deadline`: seconds, for each of two steps.
+    """Build in another store; the path there, which has no root yet.
+
+    `deadline`: seconds, for each of two steps.
 
     Raises NoDisko, DerivationGone, nix_errors.NixFailed, DeadlinePassed, Interrupted.
     """
     drv, _ = _paths(host, output, what)
-    for argv in remote_build_commands(output, what, store, host=host):
+    for argv in remote_build_commands(nix, output, what, store.url, host=host):
         try:
             nix.run(
-                argv, deadline=deadline, sink=sink, host=host, what=f"build of {what} on the host", env=env
+                argv,
+                deadline=deadline,
+                sink=sink,
+                env=store.env,
+                host=host,
+                what=f"build of {what} on the host",
             )
         except NixFailed as error:
             _raise_if_gone(layout, host, what, drv, error)
@@ -147,14 +172,14 @@ def _is_rooted(root: Path, out: str) -> bool:
     return root.is_symlink() and str(root.readlink()) == out and root.exists()
 
 
-def _keep_deployed(layout: Layout, host: str, wanted: str) -> None:
+def _keep_deployed(nix: Nix, layout: Layout, host: str, wanted: str) -> None:
     """Root what the host runs, as its receipt says, before its root goes to what is built next: a
     build that is never deployed must not let go of what is."""
     runs = (read_json(layout.host(host).deployed) or {}).get("out")
     root = previous_root_of(layout, host)
-    if not isinstance(runs, str) or not nix.is_store_path(runs) or runs == wanted:
+    if not isinstance(runs, str) or not is_store_path(runs) or runs == wanted:
         return
     if Path(runs).exists() and not _is_rooted(root, runs):
         root.parent.mkdir(parents=True, exist_ok=True)
-        argv = nix.store_command("--realise", runs, "--add-root", str(root), "--indirect")
+        argv = store_command("--realise", runs, "--add-root", str(root), "--indirect")
         nix.run(argv, deadline=_ROOT_SECONDS, check=False, host=host, what="keep what is deployed")

@@ -9,52 +9,62 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.flake.batch import Batch, Limits, Result
 from nixa_tasks.flake.fingerprint import Fingerprint
 from nixa_tasks.flake.freeze import freeze
 from nixa_tasks.flake.output import Output, current, current_of, record
+from nixa_tasks.nix.command import Nix
 from nixa_tasks.process.pump import Sink
 from nixa_tasks.state.layout import Layout
 
-__all__ = ["EVALUATION_SECONDS", "Evaluation", "Output", "current"]
+__all__ = ["Evaluation", "Limits", "Output", "Reporting", "current"]
 
-EVALUATION_SECONDS = 3600.0
 _FREEZE_SECONDS = 600.0
 _TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Reporting:
+    """Where an evaluation reports to: `step` brackets it, `note` gets remarks for people, `sink`
+    the lines that Nix prints."""
+
+    step: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+    note: Callable[[str], None] = lambda _text: None
+    sink: Sink | None = None
+
+
+_LIMITS, _SILENT = Limits(), Reporting()
 
 
 class Evaluation:
     """The outputs of the hosts that a run is about. Safe to ask from many threads: the first one
     evaluates for all.
 
-    `wanted`: each host's attribute. `workers`: processes at a time, each bounded to `memory` MiB.
-    `recheck` gives the fingerprint anew: an edit while the flake is copied is found by it.
+    `wanted`: each host's attribute. `recheck` takes the fingerprint again, so that an edit while
+    the flake is copied is noticed.
     """
 
     def __init__(
         self,
+        nix: Nix,
         layout: Layout,
         fingerprint: Fingerprint,
         wanted: Mapping[str, str],
         *,
-        workers: int = 1,
-        memory: int = 4096,
-        seconds: float = EVALUATION_SECONDS,
-        step: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
-        sink: Sink | None = None,
+        limits: Limits = _LIMITS,
         recheck: Callable[[], Fingerprint] | None = None,
-        note: Callable[[str], None] = lambda _text: None,
+        reporting: Reporting = _SILENT,
     ) -> None:
+        self._nix = nix
         self._layout = layout
         self.fingerprint = fingerprint
         self._wanted = dict(wanted)
-        self._limits = Limits(workers, memory, seconds)
-        self._step = step
-        self._sink = sink
+        self._limits = limits
         self._recheck = recheck
-        self._note = note
+        self._reporting = reporting
         self._results: dict[str, Result] | None = None
         self._lock = threading.Lock()
 
@@ -78,7 +88,7 @@ class Evaluation:
         stale = {host: attr for host, attr in self._wanted.items() if host not in results}
         if not stale:
             return results
-        with self._step():
+        with self._reporting.step():
             return results | self._evaluate(stale)
 
     def _evaluate(self, wanted: Mapping[str, str]) -> dict[str, Result]:
@@ -99,17 +109,20 @@ class Evaluation:
                 record(self._layout, fingerprint, reference, good)
                 results.update(mine)
 
-        Batch(reference, tuple(sorted(set(wanted.values()))), self._limits, done, self._sink).run()
+        attrs = tuple(sorted(set(wanted.values())))
+        Batch(self._nix, reference, attrs, self._limits, done, self._reporting.sink).run()
         self.fingerprint = fingerprint
         if fingerprint.reads_revision:
-            self._note("the flake reads its own revision (self.rev): every commit is evaluated again")
+            self._reporting.note(
+                "the flake reads its own revision (self.rev): every commit is evaluated again"
+            )
         return results
 
     def _frozen(self) -> tuple[Fingerprint, str]:
         """A copy of the flake and the fingerprint that surely belongs to it: equal before and after."""
         before = self.fingerprint
         for _ in range(_TRIES):
-            reference = freeze(before, deadline=_FREEZE_SECONDS, sink=self._sink)
+            reference = freeze(self._nix, before, deadline=_FREEZE_SECONDS, sink=self._reporting.sink)
             after = self._recheck() if self._recheck else before
             if after.value == before.value:
                 return before, reference

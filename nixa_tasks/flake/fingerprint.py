@@ -20,8 +20,8 @@ from typing import assert_never
 from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.flake import reference
 from nixa_tasks.flake.reference import Kind, Reference
-from nixa_tasks.nix import command as nix
-from nixa_tasks.process import run as process
+from nixa_tasks.nix.command import Nix, command, environment
+from nixa_tasks.process.run import Completed, Place, Processes
 from nixa_tasks.state.layout import Layout
 
 _GIT_SECONDS = 120.0
@@ -48,7 +48,7 @@ class Fingerprint:
     reads_revision: bool = False
 
 
-def fingerprint(flake: str, layout: Layout, *, excluded: tuple[Path, ...] = ()) -> Fingerprint:
+def fingerprint(nix: Nix, flake: str, layout: Layout, *, excluded: tuple[Path, ...] = ()) -> Fingerprint:
     """The fingerprint of a flake reference, local or remote.
 
     `layout`: nixa's own state, and `excluded`: absolute paths (the cache of images), which do not
@@ -60,76 +60,82 @@ def fingerprint(flake: str, layout: Layout, *, excluded: tuple[Path, ...] = ()) 
         case Kind.GIT:
             assert place.root is not None  # noqa: S101 - the kind says so
             if "submodules" in place.url:
-                return _remote(place)  # their files count, and only Nix looks at them
-            return _git_tree(place, place.root)
+                return _remote(nix, place)  # their files count, and only Nix looks at them
+            return _git_tree(_Git(nix.processes, place.root), place)
         case Kind.PLAIN:
             assert place.root is not None  # noqa: S101
             kept = (layout.state, *excluded)
             value = _tree_hash(place.root, kept) + (f":{place.subdir}" if place.subdir else "")
             return Fingerprint(value, place.url, "not in git", place.root, place.subdir, kept)
         case Kind.REMOTE:
-            return _remote(place)
+            return _remote(nix, place)
         case _:
             assert_never(place.kind)
 
 
-def _git_tree(place: Reference, root: Path) -> Fingerprint:
-    head = _git(("rev-parse", "--verify", "-q", "HEAD"), root, check=False)
-    tree = _working_tree(root)
-    committed = _git(("rev-parse", "--verify", "-q", "HEAD^{tree}"), root, check=False)
-    dirty = tree != committed
+class _Git:
+    """The git of one repository. `root`: its working tree."""
+
+    def __init__(self, processes: Processes, root: Path) -> None:
+        self._processes = processes
+        self.root = root
+
+    def ask(self, *args: str, env: Mapping[str, str] | None = None) -> str:
+        """What the command prints. Raises CommandFailed, NixaError."""
+        if shutil.which("git") is None:
+            raise NixaError("git not found, and Nix needs it to read the flake", hint="install git")
+        try:
+            return self._run(args, env, check=True).stdout.strip()
+        except CommandFailed as error:
+            if any("dubious ownership" in line for line in error.tail):
+                raise NixaError(
+                    f"the git tree {self.root} belongs to another user, so git and Nix refuse it",
+                    hint="run doit as the tree's owner, or trust the tree once:\n"
+                    f"git config --global --add safe.directory {self.root}",
+                ) from error
+            error.hint = f"see what `git -C {self.root} status` says"
+            raise
+
+    def query(self, *args: str) -> str | None:
+        """What the command prints; None where it fails, or where there is no git."""
+        if shutil.which("git") is None:
+            return None
+        done = self._run(args, None, check=False)
+        return done.stdout.strip() if done.is_ok else None
+
+    def _run(self, args: tuple[str, ...], env: Mapping[str, str] | None, *, check: bool) -> Completed:
+        argv = ("git", "-c", "core.fsmonitor=false", "-c", "core.safecrlf=false", *args)
+        place = Place(self.root, environment(env))
+        return self._processes.run(argv, deadline=_GIT_SECONDS, place=place, check=check, what="git")
+
+
+def _git_tree(git: _Git, place: Reference) -> Fingerprint:
+    head = git.query("rev-parse", "--verify", "-q", "HEAD")
+    tree = _working_tree(git)
+    dirty = tree != git.query("rev-parse", "--verify", "-q", "HEAD^{tree}")
     revision = (head or "no commit") + ("-dirty" if dirty else "")
     value = f"git:{tree}:{place.subdir or '.'}"
-    reads_revision = _reads_its_revision(root)
+    reads_revision = git.query("grep", "-qP", _REVISION, "--", "*.nix") is not None
     if reads_revision:
         value += f":{revision}"
     return Fingerprint(value, place.url, revision, reads_revision=reads_revision)
 
 
-def _working_tree(root: Path) -> str:
+def _working_tree(git: _Git) -> str:
     """The tree that the tracked files make, as they are; the repository itself stays as it is."""
-    index = _git(("rev-parse", "--git-path", "index"), root) or ""
-    objects = _git(("rev-parse", "--git-path", "objects"), root) or ""
+    index = git.ask("rev-parse", "--git-path", "index")
+    objects = git.ask("rev-parse", "--git-path", "objects")
     with tempfile.TemporaryDirectory(prefix="nixa-index-") as place:
         own = Path(place) / "index"
-        if (root / index).exists():
-            shutil.copy2(root / index, own)
+        if (git.root / index).exists():
+            shutil.copy2(git.root / index, own)
         env = {
             "GIT_INDEX_FILE": str(own),
             "GIT_OBJECT_DIRECTORY": place,
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES": str((root / objects).resolve()),
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": str((git.root / objects).resolve()),
         }
-        _git(("add", "-u", "."), root, env=env)
-        return _git(("write-tree",), root, env=env) or ""
-
-
-def _reads_its_revision(root: Path) -> bool:
-    return _git(("grep", "-qP", _REVISION, "--", "*.nix"), root, check=False) is not None
-
-
-def _git(
-    args: tuple[str, ...], folder: Path, *, check: bool = True, env: Mapping[str, str] | None = None
-) -> str | None:
-    """What git says, or None where it fails and need not succeed."""
-    if shutil.which("git") is None:
-        if check:
-            raise NixaError("git is not there, and Nix needs it to read the flake", hint="install git")
-        return None
-    argv = ("git", "-c", "core.fsmonitor=false", "-c", "core.safecrlf=false", *args)
-    try:
-        done = process.run(
-            argv, deadline=_GIT_SECONDS, cwd=folder, env=nix.environment(env), check=check, what="git"
-        )
-    except CommandFailed as error:
-        if any("dubious ownership" in line for line in error.tail):
-            raise NixaError(
-                f"the git tree {folder} belongs to another user, so git and Nix refuse it",
-                hint="run doit as the tree's owner, or name it once:\n"
-                f"git config --global --add safe.directory {folder}",
-            ) from error
-        error.hint = f"see what `git -C {folder} status` says"
-        raise
-    return done.stdout.strip() if done.is_ok else None
+        git.ask("add", "-u", ".", env=env)
+        return git.ask("write-tree", env=env)
 
 
 def _tree_hash(folder: Path, excluded: tuple[Path, ...]) -> str:
@@ -162,7 +168,7 @@ def files_of(folder: Path, excluded: tuple[Path, ...]) -> Iterator[Path]:
             yield path
 
 
-def _remote(place: Reference) -> Fingerprint:
+def _remote(nix: Nix, place: Reference) -> Fingerprint:
     """Asked of Nix: a lock such as a commit and a hash; `reference` is then the locked one.
 
     A reference that names a commit is its own lock, and nobody is asked.
@@ -170,7 +176,7 @@ def _remote(place: Reference) -> Fingerprint:
     if place.is_fixed:
         return Fingerprint(f"fixed:{place.url}", place.url, place.url)
     # --refresh: else Nix answers from a cache that may be an hour old.
-    argv = nix.command("flake", "metadata", "--json", "--no-update-lock-file", "--refresh", place.url)
+    argv = command("flake", "metadata", "--json", "--no-update-lock-file", "--refresh", place.url)
     done = nix.run(argv, deadline=_METADATA_SECONDS, what=f"flake {place.url}")
     try:
         said = json.loads(done.stdout)
@@ -178,7 +184,7 @@ def _remote(place: Reference) -> Fingerprint:
         is_clean = locked.get("rev") or locked.get("type") != "git"
         url = str(said.get("url") or said["resolvedUrl"]) if is_clean else place.url
     except (ValueError, KeyError, TypeError) as error:
-        raise NixaError(f"nix flake metadata {place.url}: its answer can't be read: {error!r}") from error
+        raise NixaError(f"nix flake metadata {place.url}: Nix printed unexpected JSON: {error!r}") from error
     return Fingerprint(
         "nix:" + json.dumps(locked, sort_keys=True), url, str(locked.get("rev") or "unversioned")
     )

@@ -16,22 +16,21 @@ from urllib.parse import quote
 
 from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.flake.fingerprint import Fingerprint, files_of
-from nixa_tasks.nix import command as nix
+from nixa_tasks.nix.command import Nix, command, is_store_path, store_command
 from nixa_tasks.nix.errors import NixFailed, Reason
-from nixa_tasks.process import run as process
 from nixa_tasks.process.pump import Sink
 
 
-def freeze(seen: Fingerprint, *, deadline: float, sink: Sink | None = None) -> str:
+def freeze(nix: Nix, seen: Fingerprint, *, deadline: float, sink: Sink | None = None) -> str:
     """A reference to the flake's content as it is now, that can't change any more.
 
     `deadline`: seconds. Raises nix_errors.NixFailed, NixaError, DeadlinePassed, Interrupted.
     """
     if seen.files is not None:
-        return _reference(_add(seen, seen.files, deadline, sink), {"dir": seen.subdir})
-    argv = nix.command("flake", "metadata", "--json", "--no-update-lock-file", seen.reference)
+        return _reference(_add(nix, seen, seen.files, deadline, sink), {"dir": seen.subdir})
+    argv = command("flake", "metadata", "--json", "--no-update-lock-file", seen.reference)
     try:
-        done = nix.run(argv, deadline=deadline, sink=sink, what="look at the flake")
+        done = nix.run(argv, deadline=deadline, sink=sink, what="read the flake")
     except NixFailed as error:
         if error.reason is Reason.UNTRACKED:
             error.hint = f"git does not track it: `git add {error.subject}` (a commit is not needed)"
@@ -41,7 +40,7 @@ def freeze(seen: Fingerprint, *, deadline: float, sink: Sink | None = None) -> s
         locked, path = said["locked"], said["path"]
         facts = {name: locked.get(name) for name in ("dir", "rev", "revCount", "lastModified", "narHash")}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise NixaError(f"look at the flake: Nix's answer can't be read: {error!r}") from error
+        raise NixaError(f"read the flake: Nix printed unexpected JSON: {error!r}") from error
     return _reference(path, facts)
 
 
@@ -52,19 +51,19 @@ def _reference(path: str, facts: Mapping[str, object]) -> str:
     return f"path:{path}" + (f"?{query}" if query else "")
 
 
-def _add(seen: Fingerprint, root: Path, deadline: float, sink: Sink | None) -> str:
+def _add(nix: Nix, seen: Fingerprint, root: Path, deadline: float, sink: Sink | None) -> str:
     with tempfile.TemporaryDirectory(prefix="nixa-flake-") as folder:
         source = Path(folder) / "source"  # Nix names the copy of a flake so
         source.mkdir()
         for path in files_of(root, seen.excluded):
-            if process.is_stopping():
+            if nix.processes.is_stopping():
                 raise Interrupted("stopped")
             _copy(path, source / path.relative_to(root))
-        argv = nix.store_command("--add", str(source))
+        argv = store_command("--add", str(source))
         done = nix.run(argv, deadline=deadline, sink=sink, what="copy the flake into the store")
     added = done.stdout.strip()
-    if not nix.is_store_path(added):
-        raise NixaError("copy the flake into the store: Nix named no path", tail=done.tail)
+    if not is_store_path(added):
+        raise NixaError("copy the flake into the store: Nix printed no path", tail=done.tail)
     return added
 
 

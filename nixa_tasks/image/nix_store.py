@@ -1,4 +1,4 @@
-"""Images and the Nix store: taken from it where they are, put into it where that is wished, built.
+"""Images and the Nix store: found in it, added to it (`store = true`), or built by Nix.
 
 A URL image's path in the store is the one that `fetchurl` with the same name and hash has: a
 fixed output, flat, by SHA-256 (Nix manual, "Store path specification").
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -16,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from nixa_tasks.errors import NixaError
 from nixa_tasks.image.cache.entry import suffix_of
 from nixa_tasks.manifest.model import InstallableImage, UrlImage
-from nixa_tasks.nix import command as nix
+from nixa_tasks.nix.command import Nix, command, store_command
 
 _ASK_SECONDS = 30.0
 _ADD_SECONDS = 600.0
@@ -24,7 +25,7 @@ _BUILD_SECONDS = 6 * 3600.0
 
 
 class StoreError(NixaError):
-    """The store can't take, give or build an image."""
+    """The store can't hold, provide or build an image."""
 
 
 def store_name(url: str) -> str:
@@ -44,40 +45,38 @@ def store_name(url: str) -> str:
 
 def is_there() -> bool:
     """Whether this machine has Nix."""
-    import shutil
-
-    return shutil.which(nix.store_command()[0]) is not None
+    return shutil.which(store_command()[0]) is not None
 
 
-def store_path(image: UrlImage) -> Path:
+def store_path(nix: Nix, image: UrlImage) -> Path:
     """Where the store has it, or would. Raises NixaError."""
-    argv = nix.store_command("--print-fixed-path", "sha256", image.sha256, store_name(image.url))
+    argv = store_command("--print-fixed-path", "sha256", image.sha256, store_name(image.url))
     done = nix.run(argv, deadline=_ASK_SECONDS, what="store path of the image")
     return Path(done.stdout.strip())
 
 
-def find_in_store(image: UrlImage) -> Path | None:
+def find_in_store(nix: Nix, image: UrlImage) -> Path | None:
     """The image's file in the store, if it is a valid path there. Nothing is downloaded."""
-    path = store_path(image)
-    argv = nix.store_command("--check-validity", str(path))
+    path = store_path(nix, image)
+    argv = store_command("--check-validity", str(path))
     done = nix.run(argv, deadline=_ASK_SECONDS, what="look into the store", check=False)
     return path if done.is_ok and path.is_file() else None
 
 
-def add_to_store(image: UrlImage, file: Path, gcroot: Path) -> Path:
+def add_to_store(nix: Nix, image: UrlImage, file: Path, gcroot: Path) -> Path:
     """Put the verified file into the store under its name, with a GC root that keeps it.
 
     Raises NixaError; also where the path is not the one that `fetchurl` would have.
     """
-    wanted = store_path(image)
-    path = find_in_store(image)
+    wanted = store_path(nix, image)
+    path = find_in_store(nix, image)
     if path is None:
         named = file.parent / f"{image.sha256}.store" / store_name(image.url)
         named.parent.mkdir(exist_ok=True)
         try:
             named.unlink(missing_ok=True)
             named.hardlink_to(file)  # Nix takes the name from the file
-            argv = nix.store_command("--add-fixed", "sha256", str(named))
+            argv = store_command("--add-fixed", "sha256", str(named))
             done = nix.run(argv, deadline=_ADD_SECONDS, what="add the image to the store")
         except OSError as error:
             raise StoreError(f"{named} can't be made: {error.strerror}") from error
@@ -87,26 +86,31 @@ def add_to_store(image: UrlImage, file: Path, gcroot: Path) -> Path:
         path = Path(done.stdout.strip())
     if path != wanted:
         raise StoreError(f"the store put the image at {path}, where {wanted} was expected")
-    _root(path, gcroot)
+    _root(nix, path, gcroot)
     return path
 
 
-def _root(path: Path, gcroot: Path) -> None:
+def _root(nix: Nix, path: Path, gcroot: Path) -> None:
     gcroot.parent.mkdir(parents=True, exist_ok=True)
-    argv = nix.store_command("--realise", str(path), "--add-root", str(gcroot), "--indirect")
+    argv = store_command("--realise", str(path), "--add-root", str(gcroot), "--indirect")
     nix.run(argv, deadline=_ASK_SECONDS, what="GC root of the image")
 
 
 def realise(
-    image: InstallableImage, gcroot: Path, *, folder: Path, sink: Callable[[str], None] | None = None
+    nix: Nix,
+    image: InstallableImage,
+    gcroot: Path,
+    *,
+    folder: Path,
+    sink: Callable[[str], None] | None = None,
 ) -> Path:
     """Build or substitute the image; the tarball in its output. A relative flake, as `.#attr`, is
     taken from `folder`.
 
-    Raises NixaError, with Nix's own words.
+    Raises NixaError, with Nix's own message.
     """
     gcroot.parent.mkdir(parents=True, exist_ok=True)
-    argv = nix.command("build", "--json", "--out-link", str(gcroot), image.installable)
+    argv = command("build", "--json", "--out-link", str(gcroot), image.installable)
     done = nix.run(argv, deadline=_BUILD_SECONDS, what=f"build image {image.name}", cwd=folder, sink=sink)
     return tarball_in(outputs_of(done.stdout, image.installable), image.name)
 
@@ -117,7 +121,7 @@ def outputs_of(text: str, installable: str) -> tuple[Path, ...]:
         results = json.loads(text)
         return tuple(Path(path) for result in results for path in result["outputs"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"what Nix printed about {installable} can't be understood") from error
+        raise StoreError(f"what Nix printed about {installable} can't be parsed") from error
 
 
 def tarball_in(outputs: tuple[Path, ...], image: str) -> Path:

@@ -13,6 +13,8 @@ from nixa_tasks.image.cache.entry import Entry, Signature, suffix_of
 from nixa_tasks.image.download.http import Limits
 from nixa_tasks.image.tarball import Summary
 from nixa_tasks.manifest.model import Image, InstallableImage, UrlImage
+from nixa_tasks.nix.command import Nix
+from nixa_tasks.process import run as process
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def _url_image(
     if image.store and not _is_rooted(gcroot, image):
         from nixa_tasks.image.nix_store import add_to_store
 
-        note(f"in the Nix store as {add_to_store(image, path, gcroot)}")
+        note(f"in the Nix store as {add_to_store(Nix(process.local()), image, path, gcroot)}")
     return path
 
 
@@ -108,7 +110,7 @@ def _is_rooted(gcroot: Path, image: UrlImage) -> bool:
     """Whether a GC root made for this very image is there: its link names a path that exists."""
     from nixa_tasks.image.nix_store import store_path
 
-    return gcroot.exists() and gcroot.readlink() == store_path(image)
+    return gcroot.exists() and gcroot.readlink() == store_path(Nix(process.local()), image)
 
 
 def _from_store(image: UrlImage, cache: Cache, note: Note) -> Path | None:
@@ -116,7 +118,7 @@ def _from_store(image: UrlImage, cache: Cache, note: Note) -> Path | None:
     from nixa_tasks.image.cache.files import clone, hash_file
     from nixa_tasks.image.nix_store import find_in_store
 
-    stored = find_in_store(image)
+    stored = find_in_store(Nix(process.local()), image)
     if stored is None:
         return None
     with cache.locked(image.sha256, note):
@@ -140,7 +142,7 @@ def _built(image: InstallableImage, cache: Cache, folder: Path, gcroots: Path, n
     from nixa_tasks.image.cache.files import hash_file
     from nixa_tasks.image.nix_store import realise
 
-    path = realise(image, gcroots / f"kexec-{image.name}", folder=folder, sink=None)
+    path = realise(Nix(process.local()), image, gcroots / f"kexec-{image.name}", folder=folder)
     note(f"built by Nix: {path}")
     stamp = gcroots / f"kexec-{image.name}.sha256.json"
     seen = Signature.of(path.stat())

@@ -1,4 +1,4 @@
-"""The local Nix: its commands, what differs between its versions, and its errors in people's words.
+"""The local Nix: its command lines, its environment, and its errors explained.
 
 Works with Nix 2.8.0 (Debian 12's nix-bin) and newer. Both take flakes only behind an experimental
 feature, so every command asks for it and nobody has to write a nix.conf first.
@@ -6,7 +6,6 @@ feature, so every command asks for it and nobody has to write a nix.conf first.
 
 from __future__ import annotations
 
-import functools
 import grp
 import os
 import re
@@ -17,9 +16,8 @@ from pathlib import Path
 
 from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.nix import errors as nix_errors
-from nixa_tasks.process import run as process
 from nixa_tasks.process.pump import Sink
-from nixa_tasks.process.run import Argv, Completed
+from nixa_tasks.process.run import Argv, Completed, Output, Place, Processes
 
 FEATURES = "nix-command flakes"
 INSTALL_HINT = (
@@ -27,13 +25,13 @@ INSTALL_HINT = (
     "and see that `nix` is on the PATH of the user who runs doit (sudo has a PATH of its own)"
 )
 _VERSION_DEADLINE = 20.0
-_KEPT_LINES = 400
+_LINES_TO_EXPLAIN = 400
 _ELSEWHERE = ("/nix/var/nix/profiles/default/bin", "/run/current-system/sw/bin")
 _STORE_NAME = re.compile(r"[0-9a-z]{32}-[0-9A-Za-z+\-._?=]+")
 
 
 class NixMissing(NixaError):
-    """There is no Nix on this machine."""
+    """Nix is not installed on this machine."""
 
 
 def command(*args: str) -> Argv:
@@ -56,81 +54,76 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**inherited, **(extra or {})}
 
 
-def run(
-    argv: Argv,
-    *,
-    deadline: float,
-    sink: Sink | None = None,
-    sink_stdout: bool = False,
-    check: bool = True,
-    host: str | None = None,
-    what: str | None = None,
-    cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
-    stdin: bytes | None = None,
-    log: Path | None = None,
-) -> Completed:
-    """Run a nix command to its end, within `deadline` seconds; `env` is added to `environment()`.
+class Nix:
+    """The local Nix. `processes` start its commands; its version is asked once an object."""
 
-    Raises NixMissing, `nix_errors.NixFailed` (with `check`), DeadlinePassed, Interrupted.
-    """
-    full = environment(env)
-    if shutil.which(argv[0], path=full.get("PATH")) is None:
-        raise NixMissing(f"{what or 'nix'}: there is no {argv[0]} here", host=host, hint=INSTALL_HINT)
-    kept: deque[str] = deque(maxlen=_KEPT_LINES)
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self._version: tuple[int, ...] | None = None
 
-    def keep(line: str) -> None:
-        kept.append(line)
-        if sink is not None:
-            sink(line)
+    def run(
+        self,
+        argv: Argv,
+        *,
+        deadline: float,
+        sink: Sink | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        check: bool = True,
+        host: str | None = None,
+        what: str = "nix",
+    ) -> Completed:
+        """Run a nix command to its end, within `deadline` seconds.
 
-    try:
-        return process.run(
-            argv,
-            deadline=deadline,
-            env=full,
-            cwd=cwd,
-            stdin=stdin,
-            sink=keep,
-            sink_stdout=sink_stdout,
-            check=check,
-            host=host,
-            what=what,
-        )
-    except CommandFailed as error:
-        raise nix_errors.explain(error, tuple(kept), what=what or "nix", log=log) from error
+        `sink` gets the lines of standard error; `env` is added to `environment()`; `what` names the
+        step in an error. Raises NixMissing, `nix.errors.NixFailed` (with `check`), DeadlinePassed,
+        Interrupted.
+        """
+        full = environment(env)
+        if shutil.which(argv[0], path=full.get("PATH")) is None:
+            raise NixMissing(f"{what}: {argv[0]} not found", host=host, hint=INSTALL_HINT)
+        lines: deque[str] = deque(maxlen=_LINES_TO_EXPLAIN)
+
+        def collect(line: str) -> None:
+            lines.append(line)
+            if sink is not None:
+                sink(line)
+
+        try:
+            return self.processes.run(
+                argv,
+                deadline=deadline,
+                place=Place(cwd, full),
+                output=Output(sink=collect, sink_stdout=False),
+                check=check,
+                host=host,
+                what=what,
+            )
+        except CommandFailed as error:
+            raise nix_errors.explain(error, tuple(lines), what=what) from error
+
+    def version(self) -> tuple[int, ...]:
+        """The version of the Nix on PATH. Raises NixMissing, NixaError."""
+        if self._version is None:
+            done = self.run((_program("nix"), "--version"), deadline=_VERSION_DEADLINE)
+            self._version = parse_version(done.stdout)
+        return self._version
 
 
 def parse_version(text: str) -> tuple[int, ...]:
-    """`nix (Nix) 2.8.0` → (2, 8, 0). Lix and Determinate Nix put their own words in front.
+    """`nix (Nix) 2.8.0` → (2, 8, 0). Lix and Determinate Nix put their own names in front.
 
     Raises NixaError where there is no number.
     """
     first = text.strip().split("\n", 1)[0]
     found = re.search(r"(\d+(?:\.\d+)+)[^ ]*$", first)
     if found is None:
-        raise NixaError(f"nix --version said {first!r}, which holds no version", hint=INSTALL_HINT)
+        raise NixaError(f"nix --version printed {first!r}, which holds no version", hint=INSTALL_HINT)
     return tuple(int(part) for part in found[1].split("."))
 
 
-@functools.cache
-def version() -> tuple[int, ...]:
-    """The version of the Nix on PATH; asked once a process. Raises NixMissing, NixaError."""
-    return parse_version(run((_program("nix"), "--version"), deadline=_VERSION_DEADLINE).stdout)
-
-
-def takes_blank_paths() -> bool:
-    """Whether a flake's path may hold a blank: 2.8 refuses it, 2.26 does not."""
-    return version() >= (2, 19)
-
-
-def show_config() -> Argv:
-    """The command that prints the whole configuration: it was renamed in 2.20."""
-    return command("config", "show") if version() >= (2, 20) else command("show-config")
-
-
 def is_store_path(text: str) -> bool:
-    """Whether `text` is an absolute path of a store object itself, as tools print it."""
+    """Whether `text` is the absolute path of a store object itself, as tools print it."""
     return text.startswith("/") and "\n" not in text and _STORE_NAME.fullmatch(Path(text).name) is not None
 
 
@@ -153,8 +146,8 @@ def _is_of_a_hook(name: str) -> bool:
 def _single_user_option() -> Argv:
     """`--option build-users-group ""` where root has a Nix without a daemon and without that group.
 
-    Debian's nix-bin comes so, and then every build ends with "the group 'nixbld' … does not
-    exist". A daemon, the group, or a word about it in a nix.conf: then nothing is overridden.
+    Debian's nix-bin is installed so, and then every build fails with "the group 'nixbld' … does
+    not exist". With a daemon, the group, or the setting in a nix.conf, nothing is overridden.
     """
     if os.geteuid() != 0 or _has_daemon() or _has_group("nixbld") or _is_configured():
         return ()
@@ -181,7 +174,7 @@ def _has_group(name: str) -> bool:
 
 
 def _is_configured() -> bool:
-    """Whether somebody has said how builds are to be run. Files as in nix.conf(5)."""
+    """Whether a configuration file sets how builds run. Files as in nix.conf(5)."""
     texts = [os.environ.get("NIX_CONFIG", "")]
     seen: set[Path] = set()
     waiting = list(_configuration_files())

@@ -12,7 +12,9 @@ import signal
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Mapping
+from typing import IO
 
 from nixa_tasks.errors import Interrupted
 from nixa_tasks.process.cleanup_after_kill import CLEANER, Cleanup
@@ -59,6 +61,8 @@ class Sessions:
                 cleaner.returncode = 0  # nobody waits for it: it outlives this process
                 assert cleaner.stdin is not None  # noqa: S101
                 self._cleanup = Cleanup(cleaner.stdin)
+                # An object that is dropped ends its cleaner; a process that ends lets the kernel do so.
+                weakref.finalize(self, _dismiss, cleaner, cleaner.stdin).atexit = False
             return self._cleanup
 
     def forget(self, child: subprocess.Popen[bytes]) -> None:
@@ -83,6 +87,13 @@ class Sessions:
             time.sleep(0.02)
         for child in children:
             signal_group(child.pid, signal.SIGKILL)
+
+
+def _dismiss(cleaner: subprocess.Popen[bytes], pipe: IO[bytes]) -> None:
+    with contextlib.suppress(OSError):
+        pipe.close()
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(cleaner.pid, os.WNOHANG)
 
 
 def _without_password(env: Mapping[str, str] | None) -> dict[str, str]:

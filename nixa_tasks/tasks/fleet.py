@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nixa_tasks.fleet.report.failures import Log
     from nixa_tasks.fleet.status import Standing
     from nixa_tasks.host.reach import Reached
+    from nixa_tasks.nix.command import Nix
 
 Row = TypeVar("Row")
 JSON = [{"name": "as_json", "long": "json", "type": bool, "default": False,
@@ -88,12 +89,12 @@ def _plan_one(run: Run, name: str) -> Planned:
         return plan.unknown(name, error.what, output)
     try:
         row = plan.planned(host, output, reached.facts, receipt)
-        return _compare(row, reached, output)
+        return _compare(run.nix, row, reached, output)
     finally:
         reached.ssh.disconnect()
 
 
-def _compare(row: Planned, reached: Reached, output: Output) -> Planned:
+def _compare(nix: Nix, row: Planned, reached: Reached, output: Output) -> Planned:
     """With the closures' difference, where the wanted one is built here and the live one is there."""
     from nixa_tasks.deploy.copy import closure_here, closure_there
     from nixa_tasks.fleet.plan import with_difference
@@ -101,7 +102,10 @@ def _compare(row: Planned, reached: Reached, output: Output) -> Planned:
     live = reached.facts.system
     if live is None or live == output.toplevel_out:
         return row
-    wanted_paths, live_paths = closure_here(output.toplevel_out), closure_there(reached.ssh, live)
+    wanted_paths, live_paths = (
+        closure_here(nix, output.toplevel_out),
+        closure_there(reached.ssh, live),
+    )
     return (
         row if wanted_paths is None or live_paths is None else with_difference(row, wanted_paths, live_paths)
     )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nixa_tasks.host.reach import Access, Reached
     from nixa_tasks.image.cache.cache import Cache
     from nixa_tasks.image.delivery.neighbours import Neighbours
+    from nixa_tasks.nix.command import Nix
 
 _BUILDS_AT_ONCE = 2  # Nix itself builds in parallel; more clients only queue
 
@@ -101,6 +102,7 @@ class Run:
     image_locks: defaultdict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _access: Access | None = None
+    _nix: Nix | None = None
     _fingerprint: Fingerprint | None = None
     _evaluation: Evaluation | None = None
     _uplink: Uplink | None = None
@@ -127,6 +129,16 @@ class Run:
         from nixa_tasks.image.cache.cache import Cache, cache_dir
 
         return Cache(cache_dir(self.manifest.fleet.cache))
+
+    @property
+    def nix(self) -> Nix:
+        """The local Nix, with what it has learnt of its version."""
+        with self._lock:
+            if self._nix is None:
+                from nixa_tasks.nix.command import Nix
+
+                self._nix = Nix(self.processes)
+            return self._nix
 
     @property
     def uplink(self) -> Uplink:
@@ -160,7 +172,7 @@ class Run:
         from nixa_tasks.flake.fingerprint import fingerprint
 
         fleet = self.manifest.fleet
-        return fingerprint(fleet.flake, self.layout, excluded=(fleet.cache,) if fleet.cache else ())
+        return fingerprint(self.nix, fleet.flake, self.layout, excluded=(fleet.cache,) if fleet.cache else ())
 
     @property
     def evaluation(self) -> Evaluation:
@@ -169,17 +181,19 @@ class Run:
             if self._evaluation is None:
                 wanted = {name: self.manifest.hosts[name].flake_attr for name in self.asked}
                 fleet = self.manifest.fleet
-                from nixa_tasks.flake.evaluate import Evaluation
+                from nixa_tasks.flake.evaluate import Evaluation, Limits, Reporting
 
                 self._evaluation = Evaluation(
+                    self.nix,
                     self.layout,
                     self.fingerprint,
                     wanted,
-                    workers=fleet.eval_workers,
-                    memory=fleet.eval_memory,
-                    note=lambda text: self.journal.note("", "evaluate", text),
-                    step=lambda: self.journal.step("", "evaluate", f"{len(wanted)} hosts"),
+                    limits=Limits(fleet.eval_workers, fleet.eval_memory),
                     recheck=self._read_fingerprint,
+                    reporting=Reporting(
+                        step=lambda: self.journal.step("", "evaluate", f"{len(wanted)} hosts"),
+                        note=lambda text: self.journal.note("", "evaluate", text),
+                    ),
                 )
             return self._evaluation
 

@@ -78,13 +78,13 @@ def _word(done: Done, asked: Asked) -> str:
 def _built(run: Run, work: Work, *, what: build.What) -> Path:
     name = work.host.name
     if build.is_built(work.layout, name, work.output, what):
-        return build.build(work.layout, name, work.output, what, sink=work.log)
+        return build.build(run.nix, work.layout, name, work.output, what, sink=work.log)
     with run.builds, work.journal.step(name, "build" if what == "toplevel" else "build disko"):
         try:
-            return build.build(work.layout, name, work.output, what, sink=work.log)
+            return build.build(run.nix, work.layout, name, work.output, what, sink=work.log)
         except build.DerivationGone:
             again = run.evaluation.again(name)
-            return build.build(work.layout, name, again, what, sink=work.log)
+            return build.build(run.nix, work.layout, name, again, what, sink=work.log)
 
 
 def build_there(run: Run, work: Work) -> str:
@@ -104,7 +104,7 @@ def build_alone(run: Run, host: str, *, on_host: bool) -> None:
         if on_host and _is_built_there(run, host, log):
             return
         with run.journal.step(host, "build"):
-            build.build(run.layout, host, run.evaluation.of(host), "toplevel", sink=log)
+            build.build(run.nix, run.layout, host, run.evaluation.of(host), "toplevel", sink=log)
 
 
 def _is_built_there(run: Run, host: str, log: RunLog) -> bool:

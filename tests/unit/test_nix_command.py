@@ -11,6 +11,7 @@ from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.nix import command as nix
 from nixa_tasks.nix import errors as nix_errors
 from nixa_tasks.nix.errors import Reason
+from nixa_tasks.process.run import LocalProcesses
 
 DRV = "/nix/store/rh2mfwp17kr751yaxllsv68q2a6yqjch-f.drv"
 
@@ -35,7 +36,7 @@ def test_no_version_is_an_error() -> None:
 
 def test_a_missing_nix_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(nix.NixMissing) as caught:
-        nix.run(("nix", "--version"), deadline=5, env={"PATH": str(tmp_path)})
+        nix.Nix(LocalProcesses()).run(("nix", "--version"), deadline=5, env={"PATH": str(tmp_path)})
     assert "apt-get install nix-bin" in (caught.value.hint or "")
 
 

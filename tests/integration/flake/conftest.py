@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from nixa_tasks.flake.evaluate import Evaluation
+from nixa_tasks.flake.evaluate import Evaluation, Limits
 from nixa_tasks.flake.fingerprint import Fingerprint, fingerprint
-from nixa_tasks.nix import command as nix
+from nixa_tasks.nix.command import Nix
+from nixa_tasks.process.run import LocalProcesses
 from nixa_tasks.state.layout import Layout
 
 CONF = """extra-experimental-features = nix-command flakes
@@ -59,6 +60,7 @@ class Project:
     root: Path
     log: Path
     token: str
+    nix: Nix
 
     @property
     def layout(self) -> Layout:
@@ -72,12 +74,12 @@ class Project:
         return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 
     def seen(self) -> Fingerprint:
-        return fingerprint(str(self.root), self.layout)
+        return fingerprint(self.nix, str(self.root), self.layout)
 
     def evaluation(self, *hosts: str, workers: int = 1, memory: int = 4096) -> Evaluation:
         wanted = {host: host for host in hosts}
         return Evaluation(
-            self.layout, self.seen(), wanted, workers=workers, memory=memory, recheck=self.seen
+            self.nix, self.layout, self.seen(), wanted, limits=Limits(workers, memory), recheck=self.seen
         )  # fmt: skip
 
     def evaluations(self) -> list[str]:
@@ -102,7 +104,6 @@ def nix_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{shims}:{path}")
     monkeypatch.setenv("NIX_USER_CONF_FILES", str(tmp_path / "nix.conf"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    nix.version.cache_clear()
     return log
 
 
@@ -111,7 +112,7 @@ def _project(folder: Path, log: Path) -> Project:
     assert busybox, "busybox is not there: apt-get install busybox-static"
     (folder / "bin").mkdir(parents=True)
     shutil.copy(busybox, folder / "bin/busybox")
-    project = Project(folder, log, uuid.uuid4().hex)
+    project = Project(folder, log, uuid.uuid4().hex, Nix(LocalProcesses()))
     project.write()
     project.layout.make()
     return project

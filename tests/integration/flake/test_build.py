@@ -16,6 +16,7 @@ import pytest
 from nixa_tasks.flake.build import (
     DerivationGone,
     NoDisko,
+    RemoteStore,
     build,
     build_remotely,
     is_built,
@@ -23,8 +24,9 @@ from nixa_tasks.flake.build import (
     root_of,
 )
 from nixa_tasks.flake.output import Output, current
-from nixa_tasks.nix import command as nix
+from nixa_tasks.nix.command import Nix, store_command
 from nixa_tasks.nix.errors import NixFailed, Reason
+from nixa_tasks.process.run import LocalProcesses
 
 from .conftest import Project
 
@@ -50,40 +52,40 @@ def _in_private_store(folder: Path, *argv: str) -> subprocess.CompletedProcess[s
 
 
 def _roots(path: Path) -> str:
-    argv = nix.store_command("--query", "--roots", str(path))
-    return nix.run(argv, deadline=60).stdout
+    argv = store_command("--query", "--roots", str(path))
+    return Nix(LocalProcesses()).run(argv, deadline=60).stdout
 
 
 def test_both_closures_are_built_rooted_and_then_left_alone(project: Project) -> None:
     output = project.evaluation("web1").of("web1")
     lines: list[str] = []
     assert not is_built(project.layout, "web1", output, "toplevel")
-    system = build(project.layout, "web1", output, "toplevel", sink=lines.append)
-    disko = build(project.layout, "web1", output, "disko", sink=lines.append)
+    system = build(project.nix, project.layout, "web1", output, "toplevel", sink=lines.append)
+    disko = build(project.nix, project.layout, "web1", output, "disko", sink=lines.append)
     assert (system / "init").read_text() == f"{project.token}\n"
     assert disko.read_text() == f"{project.token}\n"
     assert any(output.toplevel_drv in line for line in lines), "the log has what Nix said"
     assert str(root_of(project.layout, "web1", "toplevel")) in _roots(system)
     assert str(root_of(project.layout, "web1", "disko")) in _roots(disko)
     asked = project.log.read_text()
-    assert build(project.layout, "web1", output, "toplevel", sink=lines.append) == system
+    assert build(project.nix, project.layout, "web1", output, "toplevel", sink=lines.append) == system
     assert project.log.read_text() == asked, "Nix is not asked again"
 
 
 def test_a_host_without_disko_says_so(project: Project) -> None:
     output = project.evaluation("bare").of("bare")
     with pytest.raises(NoDisko, match="diskoScript"):
-        build(project.layout, "bare", output, "disko", sink=print)
+        build(project.nix, project.layout, "bare", output, "disko", sink=print)
 
 
 def test_what_is_deployed_stays_rooted_while_newer_systems_are_built(project: Project) -> None:
     first = project.evaluation("web1").of("web1")
-    build(project.layout, "web1", first, "toplevel", sink=print)
+    build(project.nix, project.layout, "web1", first, "toplevel", sink=print)
     project.layout.host("web1").deployed.write_text(json.dumps({"out": first.toplevel_out}))
     for token in ("newer", "newest"):
         project.write(token=f"{project.token}-{token}")
         output = project.evaluation("web1").of("web1")
-        build(project.layout, "web1", output, "toplevel", sink=print)
+        build(project.nix, project.layout, "web1", output, "toplevel", sink=print)
         assert str(root_of(project.layout, "web1", "toplevel").readlink()) == output.toplevel_out
     previous = previous_root_of(project.layout, "web1")
     assert str(previous.readlink()) == first.toplevel_out
@@ -96,7 +98,7 @@ def test_a_failed_build_names_its_derivation_and_its_log(project: Project) -> No
     output = project.evaluation("broken").of("broken")
     lines: list[str] = []
     with pytest.raises(NixFailed) as caught:
-        build(project.layout, "broken", output, "toplevel", sink=lines.append)
+        build(project.nix, project.layout, "broken", output, "toplevel", sink=lines.append)
     assert caught.value.reason is Reason.BUILD
     assert caught.value.subject == output.toplevel_drv
     assert f"log {output.toplevel_drv}" in (caught.value.hint or "")
@@ -106,14 +108,14 @@ def test_a_failed_build_names_its_derivation_and_its_log(project: Project) -> No
 def test_a_collected_derivation_is_told_apart_and_evaluated_again(project: Project) -> None:
     evaluation = project.evaluation("web1")
     output = evaluation.of("web1")
-    nix.run(
-        nix.store_command("--delete", output.toplevel_drv), deadline=60
+    project.nix.run(
+        store_command("--delete", output.toplevel_drv), deadline=60
     )  # this one path, not a collection
     with pytest.raises(DerivationGone):
-        build(project.layout, "web1", output, "toplevel", sink=print)
+        build(project.nix, project.layout, "web1", output, "toplevel", sink=print)
     assert current(project.layout, project.seen(), "web1", "web1") is None, "the next run evaluates"
     assert evaluation.again("web1") == output
-    assert build(project.layout, "web1", output, "toplevel", sink=print).exists()
+    assert build(project.nix, project.layout, "web1", output, "toplevel", sink=print).exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a mount namespace")
@@ -126,12 +128,15 @@ from pathlib import Path
 from nixa_tasks.flake.build import build, root_of
 from nixa_tasks.flake.evaluate import Evaluation
 from nixa_tasks.flake.fingerprint import fingerprint
+from nixa_tasks.nix.command import Nix
+from nixa_tasks.process.run import LocalProcesses
 from nixa_tasks.state.layout import Layout
 
 assert Path("/nix/.private").exists()
 layout = Layout(Path({str(project.root)!r}))
-output = Evaluation(layout, fingerprint({str(project.root)!r}, layout), {{"web1": "web1"}}).of("web1")
-path = build(layout, "web1", output, "toplevel", sink=print)
+nix = Nix(LocalProcesses())
+output = Evaluation(nix, layout, fingerprint(nix, {str(project.root)!r}, layout), {{"web1": "web1"}}).of("web1")
+path = build(nix, layout, "web1", output, "toplevel", sink=print)
 subprocess.run(["nix-store", "--gc"], check=True, capture_output=True)
 assert path.exists(), "rooted, and collected"
 root_of(layout, "web1", "toplevel").unlink()
@@ -163,9 +168,15 @@ def test_a_build_in_the_hosts_own_store_leaves_nothing_to_build_here(
     wrapper.chmod(0o755)
     output = project.evaluation("web1").of("web1")
     out = build_remotely(
-        project.layout, output, "toplevel", "ssh-ng://root@host.example", host="web1", sink=print,
-        env={"PATH": f"{wrapper.parent}:{os.environ['PATH']}"}, deadline=60,
-    )  # fmt: skip
+        project.nix,
+        project.layout,
+        output,
+        "toplevel",
+        RemoteStore("ssh-ng://root@host.example", {"PATH": f"{wrapper.parent}:{os.environ['PATH']}"}),
+        host="web1",
+        sink=print,
+        deadline=60,
+    )
     assert out == output.toplevel_out
     assert not Path(out).exists()
     assert (there / "store" / Path(out).name / "init").read_text() == f"{project.token}\n"
@@ -178,10 +189,13 @@ from pathlib import Path
 from nixa_tasks.flake.build import build
 from nixa_tasks.flake.evaluate import Evaluation
 from nixa_tasks.flake.fingerprint import fingerprint
+from nixa_tasks.nix.command import Nix
+from nixa_tasks.process.run import LocalProcesses
 from nixa_tasks.state.layout import Layout
 root = {str(project.root)!r}
 layout = Layout(Path(root))
-evaluation = Evaluation(layout, fingerprint(root, layout), {{"slow": "slow", "web1": "web1"}})
+nix = Nix(LocalProcesses())
+evaluation = Evaluation(nix, layout, fingerprint(nix, root, layout), {{"slow": "slow", "web1": "web1"}})
 """
     child = subprocess.Popen([sys.executable, "-c", head + script], stderr=subprocess.DEVNULL)
     until = time.monotonic() + 60
@@ -206,12 +220,12 @@ def test_a_build_that_was_killed_is_finished_by_the_next_run(project: Project) -
     project.write(extra=f'slow.config.system.build.toplevel = raw "slow" "{slow}";')
     _killed_while(
         project,
-        "build(layout, 'slow', evaluation.of('slow'), 'toplevel', sink=print)",
+        "build(nix, layout, 'slow', evaluation.of('slow'), 'toplevel', sink=print)",
         when=lambda: project.log.exists() and "--realise" in project.log.read_text(),
     )
     output = project.evaluation("slow").of("slow")
     assert not is_built(project.layout, "slow", output, "toplevel")
-    assert (build(project.layout, "slow", output, "toplevel", sink=print) / "init").exists()
+    assert (build(project.nix, project.layout, "slow", output, "toplevel", sink=print) / "init").exists()
 
 
 def test_an_output_reads_back_as_it_was_written() -> None:

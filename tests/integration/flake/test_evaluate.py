@@ -12,6 +12,7 @@ from nixa_tasks.errors import NixaError
 from nixa_tasks.flake.evaluate import Evaluation
 from nixa_tasks.flake.fingerprint import fingerprint
 from nixa_tasks.flake.output import Output, current, forget
+from nixa_tasks.nix.command import command
 from nixa_tasks.nix.errors import NixFailed, Reason
 
 from .conftest import Project
@@ -91,7 +92,7 @@ def test_one_bad_host_of_three_spoils_no_other(project: Project, extra: str, sai
 
 
 def test_a_missing_host_is_told_the_nearest_name(project: Project) -> None:
-    evaluation = Evaluation(project.layout, project.seen(), {"a": "web11", "web1": "web1"})
+    evaluation = Evaluation(project.nix, project.layout, project.seen(), {"a": "web11", "web1": "web1"})
     assert evaluation.of("web1").attr == "web1"
     with pytest.raises(NixaError, match=r"no nixosConfigurations\.web11") as caught:
         evaluation.of("a")
@@ -165,7 +166,7 @@ def test_a_host_that_needs_more_memory_than_allowed_fails_alone(project: Project
 def test_an_edit_while_the_flake_is_read_never_mixes(project: Project) -> None:
     stale = project.seen()
     project.write(token="edited-meanwhile")
-    evaluation = Evaluation(project.layout, stale, {"web1": "web1"}, recheck=project.seen)
+    evaluation = Evaluation(project.nix, project.layout, stale, {"web1": "web1"}, recheck=project.seen)
     output = evaluation.of("web1")
     assert current(project.layout, project.seen(), "web1", "web1") == output
     assert current(project.layout, stale, "web1", "web1") is None
@@ -179,8 +180,8 @@ def test_a_plain_flake_gives_the_same_output_whatever_nixa_writes_into_it(plain:
     cache.mkdir()
 
     def output() -> Output:
-        seen = fingerprint(str(plain.root), plain.layout, excluded=(cache,))
-        return Evaluation(plain.layout, seen, {"web1": "web1"}).of("web1")
+        seen = fingerprint(plain.nix, str(plain.root), plain.layout, excluded=(cache,))
+        return Evaluation(plain.nix, plain.layout, seen, {"web1": "web1"}).of("web1")
 
     first = output()
     (plain.layout.state / "journal.jsonl").write_text("another run\n")
@@ -195,12 +196,10 @@ def test_self_is_what_nix_gives_it_for_the_tree_itself(project: Project) -> None
       "p-${self.rev or "dirty"}-${toString self.lastModified}-${toString (self.revCount or 0)}" "${self}";"""
     project.write(extra=probe)
     project.git("commit", "-qam", "reads itself")
-    from nixa_tasks.nix import command as nix
-
-    argv = nix.command(
+    argv = command(
         "eval", "--raw", f"git+file://{project.root}#nixosConfigurations.probe.config.system.build.toplevel.drvPath"
     )  # fmt: skip
-    asked = nix.run(argv, deadline=60).stdout.strip()
+    asked = project.nix.run(argv, deadline=60).stdout.strip()
     assert project.evaluation("probe").of("probe").toplevel_drv == asked
 
 

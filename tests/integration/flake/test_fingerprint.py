@@ -11,6 +11,8 @@ import pytest
 
 from nixa_tasks.errors import NixaError
 from nixa_tasks.flake.fingerprint import fingerprint
+from nixa_tasks.nix.command import Nix
+from nixa_tasks.process.run import LocalProcesses
 from nixa_tasks.state.layout import Layout
 
 from .conftest import Project
@@ -80,14 +82,14 @@ def test_a_flake_that_reads_its_revision_has_new_content_at_every_commit(project
 def test_state_and_cache_inside_a_plain_flake_do_not_count(plain: Project) -> None:
     cache = plain.root / "images"
     cache.mkdir()
-    before = fingerprint(str(plain.root), plain.layout, excluded=(cache,))
+    before = fingerprint(plain.nix, str(plain.root), plain.layout, excluded=(cache,))
     (plain.layout.state / "journal.jsonl").write_text("x")
     (cache / "image.tar.gz").write_text("x")
     (plain.root / "__pycache__").mkdir()
     (plain.root / "__pycache__/dodo.pyc").write_text("x")
-    assert fingerprint(str(plain.root), plain.layout, excluded=(cache,)).value == before.value
+    assert fingerprint(plain.nix, str(plain.root), plain.layout, excluded=(cache,)).value == before.value
     (plain.root / "more.nix").write_text("x")
-    assert fingerprint(str(plain.root), plain.layout, excluded=(cache,)).value != before.value
+    assert fingerprint(plain.nix, str(plain.root), plain.layout, excluded=(cache,)).value != before.value
 
 
 def test_subfolders_symlinks_and_blanks_lead_to_the_flake(project: Project, tmp_path: Path) -> None:
@@ -97,12 +99,15 @@ def test_subfolders_symlinks_and_blanks_lead_to_the_flake(project: Project, tmp_
     project.git("add", "my sub")
     link = tmp_path / "link"
     link.symlink_to(sub)
-    by_link = fingerprint(str(link), project.layout)
+    by_link = fingerprint(project.nix, str(link), project.layout)
     assert by_link.reference == f"git+file://{project.root}?dir=my%20sub"
-    assert by_link.value == fingerprint(f"git+file://{project.root}?dir=my%20sub", project.layout).value
+    assert (
+        by_link.value
+        == fingerprint(project.nix, f"git+file://{project.root}?dir=my%20sub", project.layout).value
+    )
     assert by_link.value != project.seen().value
     (project.root / "deep").mkdir()
-    assert fingerprint(str(project.root / "deep"), project.layout).value == project.seen().value
+    assert fingerprint(project.nix, str(project.root / "deep"), project.layout).value == project.seen().value
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a tree of another user")
@@ -121,10 +126,10 @@ def test_a_tree_of_another_user_is_refused_with_the_way_out(
 def test_a_flake_that_is_not_there_is_named(tmp_path: Path) -> None:
     for flake in (f"{tmp_path}/none", str(tmp_path), f"path:{tmp_path}"):
         with pytest.raises(NixaError, match=r"is not there|no flake\.nix"):
-            fingerprint(flake, Layout(tmp_path))
+            fingerprint(Nix(LocalProcesses()), flake, Layout(tmp_path))
 
 
 def test_a_reference_with_a_commit_asks_nobody(nix_log: Path, tmp_path: Path) -> None:
     commit = "github:example/fleet/" + "a" * 40
-    assert fingerprint(commit, Layout(tmp_path)).value == f"fixed:{commit}"
+    assert fingerprint(Nix(LocalProcesses()), commit, Layout(tmp_path)).value == f"fixed:{commit}"
     assert not nix_log.exists()

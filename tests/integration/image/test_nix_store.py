@@ -24,7 +24,8 @@ from nixa_tasks.image.cache.files import hash_file
 from nixa_tasks.image.obtain import Obtained, obtain
 from nixa_tasks.manifest.digest import to_sri
 from nixa_tasks.manifest.model import Image, InstallableImage, UrlImage
-from nixa_tasks.nix import command as nix
+from nixa_tasks.nix.command import Nix
+from nixa_tasks.process.run import LocalProcesses
 
 pytestmark = pytest.mark.skipif(shutil.which("nix-store") is None, reason="needs Nix")
 
@@ -124,13 +125,16 @@ def test_the_path_is_the_one_of_fetchurl(project: Project) -> None:
     asked = subprocess.run(
         ["nix-instantiate", "--eval", "-E", expression], check=True, capture_output=True, text=True
     )
-    assert nixstore.store_path(image) == Path(asked.stdout.strip().strip('"'))
+    assert nixstore.store_path(Nix(LocalProcesses()), image) == Path(asked.stdout.strip().strip('"'))
 
 
 def test_a_fetched_image_is_in_the_store_and_taken_from_there(project: Project) -> None:
     image = project.image()
     first = project.obtain(image)
-    stored, root = nixstore.find_in_store(image), project.folder / ".nixa/gcroots/kexec-own"
+    stored, root = (
+        nixstore.find_in_store(Nix(LocalProcesses()), image),
+        project.folder / ".nixa/gcroots/kexec-own",
+    )
     try:
         assert stored is not None
         assert stored.read_bytes() == first.path.read_bytes()
@@ -161,7 +165,9 @@ def test_without_store_nix_is_not_asked(project: Project, monkeypatch: pytest.Mo
 
 def test_a_name_that_nix_does_not_allow_is_said(project: Project) -> None:
     with pytest.raises(NixaError, match="can't be a name in the Nix store"):
-        nixstore.store_path(replace(project.image(), url="https://example.org/a%20b.tar.gz"))
+        nixstore.store_path(
+            Nix(LocalProcesses()), replace(project.image(), url="https://example.org/a%20b.tar.gz")
+        )
 
 
 def flake(folder: Path, script: str) -> InstallableImage:
@@ -213,5 +219,5 @@ def test_a_broken_installable_shows_what_nix_said(project: Project) -> None:
 
 
 def test_this_nix_is_one_that_is_supported() -> None:
-    assert nix.version() >= (2, 8)
+    assert Nix(LocalProcesses()).version() >= (2, 8)
     assert os.environ["NIX_USER_CONF_FILES"]
