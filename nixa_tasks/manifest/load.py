@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from nixa_tasks.files import replace_file
-from nixa_tasks.manifest.build import build
-from nixa_tasks.manifest.model import Manifest
+from nixa_tasks.manifest import paths, values
+from nixa_tasks.manifest.keys import Place, Table, keys_of, local, read_fields, read_or, text
+from nixa_tasks.manifest.model import Deliver, Fleet, Host, Image, InstallableImage, Manifest, UrlImage
 from nixa_tasks.manifest.problems import Finding, KeyPath, ManifestError, Problem, key_text
+from nixa_tasks.text import shown
 
 __all__ = ["ManifestError", "Problem", "load"]
 
@@ -51,8 +53,8 @@ def load(path: Path, stamp: Path | None = None) -> Manifest:
     Raises ManifestError with every problem of the file.
     """
     path = Path(os.path.normpath(path.absolute()))
-    content = _read(path)
-    mark = _mark(content)
+    content, status = _read(path)
+    mark = _mark(content, status)
     remembered = _remembered(stamp, mark) if stamp is not None else None
     if remembered is not None:
         manifest, findings = build(remembered, path)
@@ -71,13 +73,14 @@ def load(path: Path, stamp: Path | None = None) -> Manifest:
 def is_found_valid(path: Path, stamp: Path) -> bool:
     """Whether the stamp says so of the file as it is now: then `load` is quick. Raises ManifestError
     where the file can't be read."""
-    return _remembered(stamp, _mark(_read(path))) is not None
+    return _remembered(stamp, _mark(*_read(path))) is not None
 
 
-def _read(path: Path) -> bytes:
-    """The file's bytes, at most as many as a manifest may have."""
+def _read(path: Path) -> tuple[bytes, os.stat_result]:
+    """The file's bytes, at most as many as a manifest may have, and its status."""
     try:
         with path.open("rb") as file:
+            status = os.fstat(file.fileno())
             content = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         raise _unusable(path, "there is no such file", hint=_HINT) from None
@@ -87,22 +90,24 @@ def _read(path: Path) -> bytes:
         raise _unusable(path, f"can't be read: {error.strerror or error}") from error
     if len(content) > MOST_BYTES:
         raise _unusable(path, f"is larger than {MOST_BYTES // 1024 // 1024} MiB")
-    return content
+    return content, status
 
 
 def _unusable(path: Path, reason: str, *, line: int = 0, hint: str | None = None) -> ManifestError:
     return ManifestError(path, (Problem(line, "", reason),), hint=hint)
 
 
-def _mark(content: bytes) -> str:
-    """What a stamp says: these bytes, by these rules. (What hangs on the folder or the environment
-    is parsed at every load.)"""
+def _mark(content: bytes, status: os.stat_result) -> str:
+    """What a stamp vouches for: these bytes, by these rules, in this very file. (What hangs on the folder
+    or the environment is parsed at every load.)
+
+    The rules go by their content: all times are 1 in the Nix store. The file goes by its inode and
+    ctime, which nobody can choose: a stamp that came with a repository fits no file here.
+    """
     mark = hashlib.sha256()
-    folder = Path(__file__).parent
-    rules = (entry for entry in os.scandir(folder) if entry.name.endswith((".py", ".json")))
-    for entry in sorted(rules, key=lambda entry: entry.name):
-        status = entry.stat()
-        mark.update(f"{entry.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        mark.update(hashlib.sha256(source.read_bytes()).digest())
+    mark.update(f"{status.st_dev} {status.st_ino} {status.st_ctime_ns}\n".encode())
     mark.update(hashlib.sha256(content).digest())
     return mark.hexdigest()
 
@@ -126,8 +131,7 @@ def _remembered(stamp: Path, mark: str) -> dict[str, Any] | None:
 
 def _check(path: Path, content: bytes) -> tuple[Mapping[str, Any], Manifest]:
     """The full check: the tables and what they mean. Raises ManifestError."""
-    from nixa_tasks.manifest.cross import cross_check
-    from nixa_tasks.manifest.schema import judge
+    from nixa_tasks.manifest.check import cross_check, judge
 
     text = _decode(path, content)
     data = _parse(path, text)
@@ -254,3 +258,59 @@ def _plain(reason: str) -> str:
         if reason.startswith(theirs):
             return ours
     return reason[:1].lower() + reason[1:]
+
+
+# --- from tables to the model
+
+_FLEET, _HOST = keys_of(Fleet), keys_of(Host)
+_IMAGE = keys_of(UrlImage, InstallableImage)
+
+
+def build(data: Mapping[str, Any], path: Path) -> tuple[Manifest, list[Finding]]:
+    """The manifest, and what is wrong with single values of it. With findings the manifest is
+    what was left over: fit for further checks, for nothing else. `path` is absolute."""
+    top = Place((), path.parent, [])
+    fleet = read_fields(_FLEET, _table(data, "fleet"), top.at("fleet"))
+    if "flake" not in fleet:
+        fleet["flake"] = read_or(local(paths.flake), top.at("fleet").at("flake"), ".", "")
+    images: dict[str, Image] = {}
+    for name, table in _table(data, "kexec").items():
+        read_or(text(values.name), top.at("kexec").at(name), name, None)
+        image = _image(name, table, top.at("kexec").at(name)) if isinstance(table, dict) else None
+        if image is not None:
+            images[name] = image
+    defaults = _host_fields(_table(data, "defaults"), top.at("defaults"))
+    hosts: dict[str, Host] = {}
+    for name, table in _table(data, "hosts").items():
+        place = top.at("hosts").at(name)
+        read_or(text(values.name), place, name, None)
+        if isinstance(table, dict):
+            fields = {"target": "", "flake_attr": name} | defaults | _host_fields(table, place)
+            hosts[name] = Host(name=name, **fields)
+    return Manifest(path, Fleet(**fleet), images, hosts), top.findings
+
+
+def _table(data: Mapping[str, Any], key: str) -> Table:
+    value = data.get(key, {})
+    return value if isinstance(value, dict) else {}
+
+
+def _host_fields(table: Table, place: Place) -> dict[str, Any]:
+    fields = read_fields(_HOST, table, place)
+    if "target" in fields:
+        login, fields["target"] = fields["target"]
+        if login is not None:
+            if fields.get("user", login) != login:
+                place.at("user").refuse(f"is {shown(fields['user'])}, but `target` says {shown(login)}")
+            fields["user"] = login
+    return fields
+
+
+def _image(name: str, table: Table, place: Place) -> Image | None:
+    fields = read_fields(_IMAGE, table, place)
+    deliver = fields.get("deliver", Deliver.UPLOAD)
+    if "installable" in fields:
+        return InstallableImage(name, fields["installable"], deliver)
+    if "url" in fields and "sha256" in fields:
+        return UrlImage(name=name, **fields)
+    return None

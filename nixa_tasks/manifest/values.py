@@ -10,7 +10,6 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
-from functools import lru_cache
 from urllib.parse import urlsplit
 
 from nixa_tasks.text import escape, shown
@@ -78,6 +77,11 @@ def clean(text: str, *, newlines: bool = False) -> str:
     return text
 
 
+def prose(text: str) -> str:
+    """A text of several lines, such as a shell command."""
+    return clean(text, newlines=True)
+
+
 def character(char: str) -> str:
     """One character for a message, told apart from those that look like it."""
     if char == "`":
@@ -97,7 +101,6 @@ def word(text: str) -> str:
     return text
 
 
-@lru_cache(maxsize=1024)  # many hosts, few different values
 def name(text: str) -> str:
     """A name of a host, an image or a tag."""
     word(text)
@@ -168,7 +171,6 @@ def _ipv6(text: str, bare: str) -> str:
     return bare
 
 
-@lru_cache(maxsize=1024)
 def url(text: str) -> str:
     """An `https:`, `http:` or `file:` URL. A path is not one: see `paths.url`."""
     word(text)
@@ -216,7 +218,6 @@ def flake_attribute(text: str) -> str:
     return text
 
 
-@lru_cache(maxsize=1024)
 def ssh_option(text: str) -> str:
     """`Key=Value` or `Key Value`, as for `ssh -o`; always given back as `Key=Value`."""
     clean(text)

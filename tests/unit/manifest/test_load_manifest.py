@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from nixa_tasks.manifest import load as load_module
 from nixa_tasks.manifest.load import ManifestError, load
 from nixa_tasks.manifest.model import (
     BuildOn,
@@ -237,6 +238,44 @@ def test_a_stamp_of_other_bytes_counts_for_nothing(full: Path) -> None:
     assert problems(full, stamp) == ["29 hosts.web1.port: must be at least 1, not 0"]
 
 
+def test_a_stamp_that_came_with_a_repository_counts_for_nothing(full: Path, tmp_path: Path) -> None:
+    stamp = full.with_name("stamp")
+    load(full, stamp)
+    clone = tmp_path / "clone"
+    shutil.copytree(full.parent, clone)
+    before = (clone / "stamp").read_bytes()
+    load(clone / full.name, clone / "stamp")
+    assert (clone / "stamp").read_bytes() != before, "it was checked again"
+
+
+def test_a_stamp_of_other_rules_counts_for_nothing(full: Path, tmp_path: Path) -> None:
+    """Also where every file has the same size and time, as in the Nix store."""
+    rules = Path(load_module.__file__).parent
+    package = tmp_path / "rules" / "nixa_tasks"
+    shutil.copytree(rules.parent, package, ignore=shutil.ignore_patterns("lab", "__pycache__"))
+    stamp = full.with_name("stamp")
+
+    def is_valid() -> bool:
+        code = (
+            "import sys; from pathlib import Path; from nixa_tasks.manifest import load\n"
+            "path, stamp = map(Path, sys.argv[1:])\n"
+            "print(load.is_found_valid(path, stamp)); load.load(path, stamp)"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-B", "-c", code, str(full), str(stamp)],
+            env=os.environ | {"PYTHONPATH": str(package.parent)}, cwd=tmp_path,
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        return ended.stdout.strip() == "True"
+
+    assert [is_valid(), is_valid()] == [False, True]
+    changed = package / "manifest" / "values.py"
+    status = changed.stat()
+    changed.write_text(changed.read_text().replace("_NAME_LENGTH = 63", "_NAME_LENGTH = 62"))
+    os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert not is_valid()
+
+
 def test_a_damaged_stamp_counts_for_nothing(full: Path) -> None:
     stamp = full.with_name("stamp")
     wanted = load(full, stamp)
@@ -383,27 +422,3 @@ def test_a_rendered_error_does_not_go_on_for_ever(tmp_path: Path) -> None:
         load(path)
     assert len(caught.value.problems) == 1000
     assert caught.value.render().splitlines()[-1].endswith("hosts.toml: and 800 problems more")
-
-
-def test_the_schema_knows_the_keys_that_the_model_holds_and_no_others() -> None:
-    from nixa_tasks.manifest import build
-    from nixa_tasks.manifest.schema import SCHEMA
-
-    definitions = json.loads(SCHEMA.read_bytes())["$defs"]
-    assert set(definitions["host"]["properties"]) == set(build._HOST)
-    assert set(definitions["fleet"]["properties"]) == set(build._FLEET)
-    assert set(definitions["image"]["properties"]) == set(build._IMAGE)
-    assert set(definitions["check"]["properties"]) == set(build._CHECK)
-
-
-def test_the_schema_is_closed_and_told_to_editors() -> None:
-    from jsonschema import Draft202012Validator
-
-    from nixa_tasks.manifest.schema import SCHEMA
-
-    schema = json.loads(SCHEMA.read_bytes())
-    Draft202012Validator.check_schema(schema)
-    for table in (schema, *schema["$defs"].values()):
-        assert table["additionalProperties"] is False
-        for key, value in table["properties"].items():
-            assert "$ref" in value or {"title", "description"} <= set(value), key
