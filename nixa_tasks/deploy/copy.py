@@ -75,7 +75,7 @@ def _preamble(ssh: Ssh) -> Iterator[Path | None]:
     if ssh.password is None:
         yield None
         return
-    with private.memory_folder(ssh.folder) as place:
+    with private.memory_folder(ssh.folder, ssh.processes) as place:
         file = place / "preamble"
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
             stream.write(ssh.password.preamble)

@@ -29,7 +29,7 @@ class Refused(NixaError):
 def carry_out(order: Order) -> Done:
     """Bring one host to what is asked. Raises NixaError; what was done is recorded either way."""
     name = order.host.name
-    log = RunLog(order.layout.host(name).logs, order.asked, order.journal.run)
+    log = RunLog(order.layout.host(name).logs, order.asked, order.journal.run, order.journal.clock)
     started = Started.now(order.access.clock)
     try:
         with (

@@ -35,7 +35,7 @@ def provided(host: Host, root: Path, folder: Path, processes: Processes) -> Iter
 
     Raises NixaError where one can't be had; its text is never part of an error.
     """
-    with private.memory_folder(folder) as place:
+    with private.memory_folder(folder, processes) as place:
         keys = tuple(
             (remote, _key(host, source, root, place / f"key-{number}", processes))
             for number, (remote, source) in enumerate(host.disk_encryption_keys)

@@ -22,9 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nixa_tasks import text
-from nixa_tasks.state.journal import Event, Kind
+from nixa_tasks.state.journal import TURNS, Event, Kind
 
-_WORK = frozenset({"deploy", "reinstall", "rollback"})
 _MARKS = {"done": ("✓", "green"), "failed": ("✗", "red"), "stopped": ("■", "yellow"),
           "not started": ("○", "yellow")}  # fmt: skip
 
@@ -37,7 +36,7 @@ class _Row:
     since: float = field(default_factory=time.monotonic)
     outcome: str = ""
     seconds: float = 0.0
-    is_work: bool = False
+    is_turn: bool = False
 
 
 class Live:
@@ -77,19 +76,19 @@ class Live:
                 return
             row = self._rows.setdefault(event.host or "flake", _Row())
             match event.kind:
-                case Kind.BEGIN if event.step in _WORK:
-                    row.since, row.is_work = time.monotonic(), True
+                case Kind.BEGIN if event.step in TURNS:
+                    row.since, row.is_turn = time.monotonic(), True
                 case Kind.BEGIN:
                     row.current, row.said, row.outcome = event.step, event.text, ""
                 case Kind.NOTE:
                     row.said, row.outcome = event.text, event.outcome or row.outcome
-                case Kind.END if event.step in _WORK:
+                case Kind.END if event.step in TURNS:
                     row.outcome, row.seconds, row.current = event.outcome, event.seconds, ""
                 case Kind.END:
                     mark = _MARKS.get(event.outcome, ("?", ""))[0]
                     if row.stages[-1:] != [f"{mark} {event.step}"]:  # an image is asked for by each host
                         row.stages.append(f"{mark} {event.step}")
-                    if not row.is_work:
+                    if not row.is_turn:
                         row.outcome, row.seconds = event.outcome, event.seconds
                     row.current, row.said = "", event.text or row.said
                     self._end_bar(event.host, event.step)

@@ -15,9 +15,8 @@ from typing import Protocol, TextIO
 
 from nixa_tasks import text
 from nixa_tasks.errors import NixaError
-from nixa_tasks.state.journal import Event, Kind
+from nixa_tasks.state.journal import TURNS, Event, Kind
 
-_WORK = frozenset({"deploy", "reinstall", "rollback"})
 _PROGRESS_SECONDS = 5.0
 FAILED, NOT_STARTED, UNCHANGED = "failed", "not started", "unchanged"
 
@@ -75,7 +74,7 @@ class Lines:
     def _line(self, event: Event) -> str | None:
         match event.kind:
             case Kind.BEGIN:
-                return None if event.step in _WORK else f"{event.step} …"
+                return None if event.step in TURNS else f"{event.step} …"
             case Kind.NOTE:
                 return f"{event.step}: {event.text}"
             case Kind.END:

@@ -61,7 +61,7 @@ class Reached:
 def run_folder(processes: Processes) -> Iterator[Path]:
     """A private folder for this run's sockets and keys. What killed runs left is removed."""
     private.sweep()
-    with private.folder(private.temporary()) as folder:
+    with private.folder(private.temporary(), processes) as folder:
         try:
             yield folder
         finally:

@@ -7,14 +7,16 @@ import contextlib
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
 from nixa_tasks.errors import Interrupted, NixaError, plain
+from nixa_tasks.process.clock import Clock
+
+# The steps that are a host's whole turn; all others are parts of one, or an image's or the flake's.
+TURNS = frozenset({"deploy", "reinstall", "rollback"})
 
 
 class Kind(StrEnum):
@@ -81,8 +83,9 @@ class Step:
 class Journal:
     """Appends to `journal.jsonl` and tells the listeners. Safe to use from many threads."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Clock) -> None:
         self.path = path
+        self.clock = clock
         self.run = os.urandom(6).hex()
         self._lock = threading.Lock()
         self._listeners: list[Listener] = []
@@ -95,7 +98,7 @@ class Journal:
         """Mark a step's beginning and its end, whatever the end is."""
         begun = Step(self, host, step)
         self.emit(Event(Kind.BEGIN, host, step, text))
-        started = time.monotonic()
+        started = self.clock.monotonic()
         outcome, said = "failed", ""
         try:
             yield begun
@@ -107,7 +110,7 @@ class Journal:
             said = plain(error.what)
             raise
         finally:
-            seconds = round(time.monotonic() - started, 3)
+            seconds = round(self.clock.monotonic() - started, 3)
             self.emit(Event(
                 Kind.END, host, step, said, outcome=outcome, seconds=seconds,
                 done=begun.moved, total=begun.size, file=begun.sha256, upstream=begun.upstream,
@@ -129,7 +132,7 @@ class Journal:
 
     def _append(self, event: Event) -> None:
         line: dict[str, object] = {
-            "at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "at": self.clock.now().isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "run": self.run,
             "pid": os.getpid(),
             "event": event.kind.value,

@@ -1,7 +1,7 @@
 """Folders that nobody else may look into, for as long as a run needs them.
 
-A killed run can't remove its own: cleanup_after_kill.py does it. Each is locked by the run that lives, so that the
-next one finds those that nobody holds any more and removes what even so was left.
+A killed run can't remove its own folders: cleanup_after_kill.py does. Each is locked by its live run, so that a
+later run finds those that nobody holds any more, and removes what was left all the same.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from nixa_tasks.process import run as process
+from nixa_tasks.process.run import Processes
 
 _PREFIX = "nixa-"
 _MARK = ".held-by-a-run"
@@ -28,14 +28,14 @@ def temporary() -> Path:
 
 
 @contextlib.contextmanager
-def folder(parent: Path) -> Iterator[Path]:
+def folder(parent: Path, processes: Processes) -> Iterator[Path]:
     """A new folder of mode 0700, removed at the end."""
     place = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         (place / _MARK).touch(0o600)  # from here on it is removed if nobody holds the lock
-        process.remove_at_death(place)
+        processes.remove_at_death(place)
         yield place
     finally:
         if not any(path.is_socket() for path in place.glob("*")):  # else shared connections still live:
@@ -44,9 +44,9 @@ def folder(parent: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def memory_folder(fallback: Path) -> Iterator[Path]:
+def memory_folder(fallback: Path, processes: Processes) -> Iterator[Path]:
     """The same on a tmpfs, where there is one, for what must never be on a disk; else in `fallback`."""
-    with folder(_TMPFS if os.access(_TMPFS, os.W_OK) else fallback) as place:
+    with folder(_TMPFS if os.access(_TMPFS, os.W_OK) else fallback, processes) as place:
         yield place
 
 

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import threading
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
-_KEPT = 50
+from nixa_tasks.process.clock import Clock
+
+_MOST_FILES = 50
 
 
 class RunLog:
     """A sink for lines. Each line is flushed, so that a hang leaves a log. Tools may say anything, so
     nobody else may read it."""
 
-    def __init__(self, folder: Path, what: str, run: str) -> None:
+    def __init__(self, folder: Path, what: str, run: str, clock: Clock) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        stamp = clock.now().strftime("%Y%m%dT%H%M%SZ")
         self.path = folder / f"{stamp}-{what}-{run}.log"
-        self._started = time.monotonic()
+        self._clock, self._started = clock, clock.monotonic()
         self._lock = threading.Lock()
         self._file: TextIO | None = None
-        for old in sorted(folder.glob("*.log"))[: -_KEPT + 1]:
+        for old in sorted(folder.glob("*.log"))[: -_MOST_FILES + 1]:
             old.unlink(missing_ok=True)
 
     def __call__(self, line: str) -> None:
@@ -30,7 +30,7 @@ class RunLog:
             if self._file is None:
                 self.path.touch(0o600)
                 self._file = self.path.open("a", encoding="utf-8", errors="replace", buffering=1)
-            self._file.write(f"{time.monotonic() - self._started:9.3f}  {line}\n")
+            self._file.write(f"{self._clock.monotonic() - self._started:9.3f}  {line}\n")
 
     def close(self) -> None:
         with self._lock:

@@ -222,4 +222,4 @@ def begin(manifest: Manifest, asked: tuple[str, ...], deploys: tuple[str, ...] =
     """A run of this manifest's fleet. Creates `.nixa/`: the manifest must have been found valid."""
     layout = Layout(manifest.root)
     layout.make()
-    return Run(manifest, layout, Journal(layout.journal), asked, deploys)
+    return Run(manifest, layout, Journal(layout.journal, local().clock), asked, deploys)

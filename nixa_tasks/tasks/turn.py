@@ -100,7 +100,9 @@ def build_there(run: Run, work: Work) -> str:
 def build_alone(run: Run, host: str, *, on_host: bool) -> None:
     """`doit build:HOST`: the closure in the local store; on the host, where it builds its own
     system and is a NixOS already."""
-    with contextlib.closing(RunLog(run.layout.host(host).logs, "build", run.journal.run)) as log:
+    with contextlib.closing(
+        RunLog(run.layout.host(host).logs, "build", run.journal.run, run.journal.clock)
+    ) as log:
         if on_host and _is_built_there(run, host, log):
             return
         with run.journal.step(host, "build"):

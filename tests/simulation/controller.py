@@ -35,8 +35,8 @@ _SYSTEM = "x86_64-linux"
 class MemoryJournal(Journal):
     """A journal that stays in memory and tells the story."""
 
-    def __init__(self, world: World, name: str, number: int) -> None:
-        super().__init__(Path("/nonexistent"))
+    def __init__(self, world: World, name: str, number: int, clock: SimulatedClock) -> None:
+        super().__init__(Path("/nonexistent"), clock)
         self.run = f"{number:012x}"
         self.steps: list[str] = []
         self._world, self._name = world, name
@@ -172,7 +172,7 @@ class Run:
         controller, world = self.controller, self.world
         controller.runs.append(self)
         number = world.runs = world.runs + 1
-        self.journal = MemoryJournal(world, self.name, number)
+        self.journal = MemoryJournal(world, self.name, number, SimulatedClock(self))
         order = self._order()
         self.task = Task(
             world.scheduler, lambda: self._main(order), frozen_until=lambda: controller.frozen_until

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nixa_tasks.fleet.report.events import Record
-from nixa_tasks.state.journal import Kind
+from nixa_tasks.state.journal import TURNS, Kind
 
-TURNS = frozenset({"deploy", "reinstall", "rollback"})
 _IMAGE_STEPS = frozenset({"kexec", "checksum", "pin"})
 # From the best end to the worst: a host's outcome is the worst of its steps' ones.
 _WORSE = ("done", "stopped", "open", "failed")

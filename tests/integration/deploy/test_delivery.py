@@ -186,7 +186,7 @@ def test_a_machine_that_lost_the_connection_and_stays_up_is_told_of(
     machine = web1(one)
     host = Host("web1", machine.address, identity=one.lab.identity)
     lost = Unreachable("lost", "the connection was lost", host="web1")
-    with private.folder(private.temporary()) as folder:
+    with private.folder(private.temporary(), LOCAL) as folder:
         ssh = reach.prepare(Ssh.to(host, folder, LOCAL, LOCAL.clock), Expectation(Trust.ANY))
         before = probe.ask(ssh).boot_id
         with pytest.raises(Unreachable) as caught:

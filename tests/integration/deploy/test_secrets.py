@@ -284,7 +284,7 @@ def test_sudo_takes_its_line_and_the_command_the_rest(fleet: Fleet, tmp_path: Pa
     """Byte for byte, over a real ssh to a real sudo: where it asks, and where it does not."""
     machine = fleet.lab.machines["web1"]
     host = Host("web1", machine.address, user="admin", identity=fleet.lab.paths.identity)
-    with private.folder(private.temporary()) as folder:
+    with private.folder(private.temporary(), LOCAL) as folder:
         ssh = Ssh(
             host, folder, host.target, "admin", 22, LOCAL, LOCAL.clock, strict=False,
             elevation=Elevation.PASSWORD, password=Password.parse(ADMIN_PASSWORD),

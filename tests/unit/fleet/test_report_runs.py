@@ -15,6 +15,7 @@ from nixa_tasks.fleet.report.failures import failures
 from nixa_tasks.fleet.report.runs import latest, runs
 from nixa_tasks.fleet.report.savings import account
 from nixa_tasks.fleet.report.tail import find_log, read_journal
+from nixa_tasks.process.run import local
 from nixa_tasks.state.journal import Journal, Kind
 from nixa_tasks.state.layout import Layout
 
@@ -23,7 +24,7 @@ DISKO_FAILED = "the disk is busy"
 
 def journal_of_two_runs(path: Path) -> tuple[str, str]:
     """A deploy of two hosts, of which one fails, and a second that mends it. The runs' names."""
-    first = Journal(path)
+    first = Journal(path, local().clock)
     with first.step("", "evaluate", "2 hosts"):
         pass
     with first.step("web1", "deploy"):
@@ -32,7 +33,7 @@ def journal_of_two_runs(path: Path) -> tuple[str, str]:
             pass
     with pytest.raises(NixaError), first.step("web2", "deploy"), first.step("web2", "disko"):
         raise NixaError(DISKO_FAILED)
-    second = Journal(path)
+    second = Journal(path, local().clock)
     with second.step("web2", "deploy"):
         pass
     return first.run, second.run
@@ -84,7 +85,7 @@ def test_an_end_whose_beginning_was_cut_off_tells_it_by_its_length() -> None:
 
 
 def test_a_stopped_step_is_no_failure(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal.jsonl")
+    journal = Journal(tmp_path / "journal.jsonl", local().clock)
     with pytest.raises(Interrupted), journal.step("web1", "deploy"):
         raise Interrupted("stopped")
     found = runs(read_journal(journal.path).recent)
@@ -95,7 +96,7 @@ def test_a_stopped_step_is_no_failure(tmp_path: Path) -> None:
 def test_looking_is_not_the_latest_run_where_one_worked_on_a_host(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     _, deployed = journal_of_two_runs(path)
-    with Journal(path).step("", "evaluate"):
+    with Journal(path, local().clock).step("", "evaluate"):
         pass
     assert latest(runs(read_journal(path).recent)).id == deployed
 
@@ -147,7 +148,7 @@ def test_a_long_journal_is_read_in_a_moment_and_its_last_runs_are_whole(tmp_path
 
 
 def test_what_a_cut_upload_left_is_not_among_the_bytes_that_travelled(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal.jsonl")
+    journal = Journal(tmp_path / "journal.jsonl", local().clock)
     with journal.step("web1", "upload") as step:
         step.sha256, step.size = "ab" * 32, 100
         for done in (40, 70, 60, 100):  # going on at 40; cut at 70, of which 60 are there
