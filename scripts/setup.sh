@@ -2,6 +2,7 @@
 #   need_tools PACKAGE…   install what is missing with apt
 #   need_kernel           a kernel, its modules and kexec for QEMU, unpacked to .venv/kernel
 #   need_systemd          a systemd for tests/integration/systemd, unpacked to .venv/systemd
+#   need_disk_tools       tools for tests/integration/disks.py, unpacked to .venv/disk-tools
 #   need_venv EXTRA       a virtual environment of our own in .venv, with nixa in it
 # shellcheck shell=bash
 
@@ -88,28 +89,42 @@ need_venv() { # EXTRA: "" or "dev"
   printf '%s' "$want" >"$stamp"
 }
 
-# A systemd with what it needs, unpacked and never installed: pid 1 of the machines of tests/integration/systemd,
-# whose root is this computer's / with these packages above it.
-need_systemd() {
-  local folder=$venv/systemd debs log package want part
-  local packages=(systemd libsystemd-shared libpam-systemd dbus dbus-daemon opendoas fish)
-  want=$(. /etc/os-release; sha256sum <<<"${ID-} ${VERSION_ID-} ${packages[*]} $(declare -f need_systemd)")
-  [ "$(cat "$venv/systemd.made" 2>/dev/null)" != "$want" ] || return 0
-  say "fetching a systemd for the tests with a real one (it is not installed)"
+# Packages with what they need that is missing here, unpacked to .venv/NAME and never installed. Once, until the
+# list changes.
+unpack_packages() { # NAME PURPOSE PACKAGE…
+  local folder=$venv/$1 purpose=$2 name=$1 debs log package want part
+  shift 2
+  want=$(. /etc/os-release; sha256sum <<<"${ID-} ${VERSION_ID-} $* $(declare -f unpack_packages)")
+  [ "$(cat "$venv/$name.made" 2>/dev/null)" != "$want" ] || return 0
+  say "fetching $purpose (nothing is installed)"
   rm -rf "$folder"
   debs=$(mktemp -d)
   log=$debs/log
   mkdir -p "$debs/partial" "$folder"
-  fetch_systemd() {
+  fetch_packages() {
     apt-get -q -y install --no-install-recommends --reinstall --download-only \
-      -o Dir::Cache::archives="$debs/" -o Debug::NoLocking=1 -o APT::Sandbox::User=root "${packages[@]}"
+      -o Dir::Cache::archives="$debs/" -o Debug::NoLocking=1 -o APT::Sandbox::User=root "$@"
   }
-  fetch_systemd >"$log" 2>&1 || { apt-get -q update && fetch_systemd; } >>"$log" 2>&1 ||
-    { tail -n 20 "$log" >&2; die "apt could not fetch a systemd (above)"; }
+  fetch_packages "$@" >"$log" 2>&1 || { apt-get -q update && fetch_packages "$@"; } >>"$log" 2>&1 ||
+    { tail -n 20 "$log" >&2; die "apt could not fetch $purpose (above)"; }
   for package in "$debs"/*.deb; do dpkg-deb -x "$package" "$folder" || die "$package can't be unpacked"; done
   for part in bin sbin lib lib64; do # merged, as / is
-    [ ! -d "$folder/$part" ] || { mkdir -p "$folder/usr/$part"; cp -a "$folder/$part/." "$folder/usr/$part/"; rm -r "${folder:?}/$part"; }
+    [ -d "$folder/$part" ] && [ ! -L "$folder/$part" ] || continue
+    mkdir -p "$folder/usr/$part"
+    cp -a "$folder/$part/." "$folder/usr/$part/"
+    rm -r "${folder:?}/$part"
   done
   rm -rf "$folder"/usr/share/{doc,man,locale,lintian} "$debs"
-  printf '%s' "$want" >"$venv/systemd.made"
+  printf '%s' "$want" >"$venv/$name.made"
+}
+
+# Pid 1 of the machines of tests/integration/systemd, whose root is this computer's / with these packages above it.
+need_systemd() {
+  unpack_packages systemd "a systemd for the tests with a real one" \
+    systemd libsystemd-shared libpam-systemd dbus dbus-daemon opendoas fish
+}
+
+# What tests/integration/disks.py writes disks with.
+need_disk_tools() {
+  unpack_packages disk-tools "tools for the tests with disks" fdisk dosfstools mtools cryptsetup-bin lvm2 btrfs-progs
 }
