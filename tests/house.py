@@ -153,7 +153,9 @@ def mutable_values(module: Module) -> list[str]:
     cached = [
         node.name
         for node in module.tree.body
-        if isinstance(node, Function) and any("cache" in ast.unparse(one) for one in node.decorator_list)
+        if isinstance(node, Function)
+        and any("cache" in ast.unparse(one) for one in node.decorator_list)
+        and not parameters(node)  # a memo of a pure function is none; without arguments it is a variable
     ]
     return sorted({*found, *changed, *cached})
 
@@ -177,7 +179,7 @@ def _is_constant(module: Module, name: str) -> bool:
     value = getattr(importlib.import_module(module.name), name, None)
     if name == "__all__" or is_frozen(value):
         return True
-    return isinstance(value, list | dict | set) and name.isupper() and name not in _changed(module)
+    return name.isupper() and is_frozen(value, or_literal=True) and name not in _changed(module)
 
 
 def _changed(module: Module) -> set[str]:
@@ -194,18 +196,22 @@ def _changed(module: Module) -> set[str]:
     return found
 
 
-def is_frozen(value: Any) -> bool:
-    """Whether nothing can change it, as far as that can be seen."""
+def is_frozen(value: Any, *, or_literal: bool = False) -> bool:
+    """Whether nothing can change it, as far as that can be seen; `or_literal`: lists, dicts and sets
+    of such values pass too."""
+    is_fine = functools.partial(is_frozen, or_literal=or_literal)
+    if or_literal and isinstance(value, list | set | dict):
+        return all(is_fine(one) for one in (value.values() if isinstance(value, dict) else value))
     if isinstance(value, _ATOMS + _CODE) or _is_typing(value):
         return True
     if isinstance(value, tuple | frozenset):
-        return all(is_frozen(one) for one in value)
+        return all(is_fine(one) for one in value)
     if isinstance(value, MappingProxyType):
-        return all(is_frozen(one) for one in value.values())
+        return all(is_fine(one) for one in value.values())
     if is_dataclass(value):
         is_fixed = bool(getattr(type(value), "__dataclass_params__").frozen)  # noqa: B009 -- not declared
-        return is_fixed and all(is_frozen(getattr(value, one.name)) for one in fields(value))
-    return isinstance(value, functools.partial) and all(is_frozen(one) for one in (*value.args, value.func))
+        return is_fixed and all(is_fine(getattr(value, one.name)) for one in fields(value))
+    return isinstance(value, functools.partial) and all(is_fine(one) for one in (*value.args, value.func))
 
 
 def _is_typing(value: Any) -> bool:

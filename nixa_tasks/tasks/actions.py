@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from doit.exceptions import TaskError, TaskFailed
@@ -18,10 +18,16 @@ from nixa_tasks.errors import NixaError
 from nixa_tasks.tasks.run import Run
 
 Task = dict[str, Any]
+Params = tuple[Mapping[str, Any], ...]  # options of a task, as doit declares them
+
+_NO_REPORTER = (
+    "nixa's tasks need nixa's reporter, in this process: write DOIT_CONFIG = {**DOIT_CONFIG, …} below the "
+    "import in your dodo.py, and use neither -r nor -P process"
+)
 
 
 class Meta(dict[str, Any]):
-    """What nixa says of a task beside what doit reads: `host` or `work` or `view`. It carries the
+    """What nixa says of a task beside what doit reads: `host`, `hosts`, `work`, `view`. It carries the
     run, so that the reporter finds it wherever the tasks were loaded from."""
 
     def __init__(self, run: Run, **said: object) -> None:
@@ -54,11 +60,14 @@ def action_with_options(
 
 
 def call(run: Run, function: Callable[..., Any], *args: object) -> Any:
-    """Run it as an action: what goes wrong is recorded, and returned as doit's failure."""
+    """Run it as an action: what goes wrong is recorded, and returned as doit's failure. A dict that
+    it returns is what other tasks get by `getargs`."""
+    if not run.is_reported:
+        return TaskFailed(_NO_REPORTER)
     with run.results.lock:
         run.results.active += 1
     try:
-        function(run, *args)
+        values = function(run, *args)
     except NixaError as error:
         run.results.fail(error)
         return TaskFailed(error.what)
@@ -68,28 +77,82 @@ def call(run: Run, function: Callable[..., Any], *args: object) -> Any:
     finally:
         with run.results.lock:
             run.results.active -= 1
-    return True
+    return values if isinstance(values, dict) else True
 
 
-def is_uptodate(run: Run, check: Callable[..., bool], *args: object) -> Callable[[], bool]:
-    """An up-to-date rule that never raises: what can't be determined is not up to date, and the
-    action then says why."""
+class Rule:
+    """An up-to-date rule that says why in words: `doit info` prints it.
 
-    def ask() -> bool:
+    `why` gives the reason why the task is due, or None where it is up to date. It never raises:
+    what can't be determined is not up to date, and the action then says why.
+    """
+
+    __slots__ = ("_name", "_run", "_why", "reason")
+
+    def __init__(self, run: Run, why: Callable[[Run, str], str | None], name: str) -> None:
+        self._run, self._why, self._name = run, why, name
+        self.reason: str | None = None
+
+    def __call__(self) -> bool:
         try:
-            return check(run, *args)
-        except NixaError:
-            return False
+            self.reason = self._why(self._run, self._name)
+        except NixaError as error:
+            self.reason = error.what
+        return self.reason is None
 
-    return ask
+    def __repr__(self) -> str:  # type: ignore[explicit-override]  # Python 3.11 has no `override`
+        return self.reason or "it is up to date"
 
 
-def view(run: Run, function: Callable[..., None], *args: object) -> Task:
-    """A task that only looks: its text is alone on standard output."""
+class Always:
+    """The up-to-date rule of a task that somebody asks for by name: it is never up to date."""
+
+    __slots__ = ()
+
+    def __call__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:  # type: ignore[explicit-override]  # Python 3.11 has no `override`
+        return "it runs whenever it is asked for"
+
+
+def host_task(run: Run, family: str, host: str, function: Any, **more: Any) -> Task:
+    """A task of one host that has work to do only where its rules say so."""
     return {
-        "actions": [action(run, function, *args)],
-        "uptodate": [False],
+        "basename": family,
+        "name": host,
+        "actions": [action(run, function, host)],
         "verbosity": 2,
         "io": {"capture": False},
-        "meta": Meta(run, view=True),
+        "meta": Meta(run, host=host, work=True),
+        **more,
+    }
+
+
+def on_demand(
+    run: Run, family: str, name: str, function: Any, params: Sequence[Mapping[str, Any]] = (), **more: Any
+) -> Task:
+    """A task that always runs: somebody asked for it. Its options reach the function by name."""
+    names = tuple(param["name"] for param in params)
+    return {
+        "basename": family,
+        "name": name,
+        "params": list(params),
+        "actions": [action_with_options(run, function, (name,), names)],
+        "uptodate": [Always()],
+        "verbosity": 2,
+        "io": {"capture": False},
+        "meta": Meta(run, host=name),
+        **more,
+    }
+
+
+def view(run: Run, function: Callable[..., None], *args: object, hosts: Sequence[str] = ()) -> Task:
+    """A task that only looks, at `hosts`: its text is alone on standard output."""
+    return {
+        "actions": [action(run, function, *args)],
+        "uptodate": [Always()],
+        "verbosity": 2,
+        "io": {"capture": False},
+        "meta": Meta(run, view=True, hosts=tuple(hosts)),
     }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from doit.task import Task as DoitTask
+
 from nixa_tasks.errors import NixaError
-from nixa_tasks.tasks.actions import Task, view
+from nixa_tasks.tasks.actions import Always, Meta, Params, Task, action_with_options, view
 from nixa_tasks.tasks.run import Run
 
 if TYPE_CHECKING:
@@ -19,26 +21,60 @@ if TYPE_CHECKING:
     from nixa_tasks.nix.command import Nix
 
 Row = TypeVar("Row")
-JSON = [{"name": "as_json", "long": "json", "type": bool, "default": False,
-         "help": "one JSON document on standard output"}]  # fmt: skip
-LIVE = [{"name": "live", "long": "live", "type": bool, "default": False, "help": "ask the hosts themselves"}]
-DRY_RUN = [{"name": "dry_run", "long": "dry-run", "type": bool, "default": False,
-            "help": "say what and how much, and remove nothing"}]  # fmt: skip
-
-OUTPUT = [{"name": "output", "short": "o", "long": "output", "type": str, "default": "",
-           "help": "the file to write (.nixa/report.html)"}]  # fmt: skip
-
-
-def plan_task(run: Run, hosts: Sequence[str], as_json: bool) -> Task:
-    return view(run, _plan, tuple(hosts), as_json)
+JSON: Params = ({"name": "as_json", "long": "json", "type": bool, "default": False,
+                 "help": "one JSON document on standard output"},)  # fmt: skip
+LIVE: Params = ({"name": "live", "long": "live", "type": bool, "default": False,
+                 "help": "ask the hosts themselves"},)  # fmt: skip
+DRY_RUN: Params = ({"name": "dry_run", "long": "dry-run", "type": bool, "default": False,
+                    "help": "say what and how much, and remove nothing"},)  # fmt: skip
+OUTPUT: Params = ({"name": "output", "short": "o", "long": "output", "type": str, "default": "",
+                   "help": "the file to write (.nixa/report.html)"},)  # fmt: skip
 
 
-def status_task(run: Run, hosts: Sequence[str], as_json: bool, live: bool) -> Task:
-    return view(run, _status, tuple(hosts), as_json, live)
+def plan_tasks(
+    run: Run, names: Iterable[str], chosen: Sequence[str], as_json: bool
+) -> Iterator[Task | DoitTask]:
+    """The table of the chosen hosts, and one of each host by its name."""
+    yield {"basename": "plan", **view(run, _plan, tuple(chosen), as_json, hosts=chosen)}
+    for name in names:
+        yield one_host(run, "plan", name, _plan, JSON, "what deploy would do to it, and why")
 
 
-def gc_task(run: Run, dry_run: bool) -> Task:
-    return view(run, _gc, dry_run)
+def status_tasks(
+    run: Run, names: Iterable[str], chosen: Sequence[str], as_json: bool, live: bool
+) -> Iterator[Task | DoitTask]:
+    """The table of the chosen hosts, and one of each host by its name."""
+    yield {"basename": "status", **view(run, _status, tuple(chosen), as_json, live, hosts=chosen)}
+    for name in names:
+        yield one_host(run, "status", name, _status, (*JSON, *LIVE), "what it runs, and what it should run")
+
+
+def report_tasks(run: Run, _names: Iterable[str], live: bool, output: str) -> Iterator[Task]:
+    hosts = tuple(run.manifest.hosts)
+    yield {"basename": "report", **view(run, _report, hosts, live, output, hosts=hosts)}
+
+
+def gc_tasks(run: Run, _names: Iterable[str], dry_run: bool) -> Iterator[Task]:
+    yield {"basename": "gc", **view(run, _gc, dry_run)}
+
+
+def one_host(
+    run: Run, family: str, host: str, function: Callable[..., None], params: Params, doc: str
+) -> DoitTask:
+    """A view of one host, beside the task of the same name for all of them."""
+    names = tuple(param["name"] for param in params)
+    made = DoitTask(
+        f"{family}:{host}",
+        [action_with_options(run, function, ((host,),), names)],
+        params=list(params),
+        uptodate=[Always()],
+        verbosity=2,
+        io={"capture": False},
+        doc=doc,
+        meta=Meta(run, view=True, hosts=(host,)),
+    )
+    made.subtask_of = family
+    return made
 
 
 def _plan(run: Run, hosts: tuple[str, ...], as_json: bool) -> None:
@@ -78,7 +114,7 @@ def _plan_one(run: Run, name: str) -> Planned:
 
     host, receipt = run.manifest.hosts[name], run.receipt(name)
     try:
-        output = run.evaluation.of(name)
+        output = run.output(name)
     except NixaError as error:
         return plan.unknown(name, f"the flake can't be evaluated: {error.what}")
     if receipt and is_deployed(host, output, receipt) and host.install is not InstallPolicy.ALWAYS:
@@ -113,7 +149,7 @@ def _compare(nix: Nix, row: Planned, reached: Reached, output: Output) -> Planne
 
 def _outputs(run: Run, name: str) -> Output | None:
     try:
-        return run.evaluation.of(name)
+        return run.output(name)
     except NixaError:
         return None
 
@@ -156,10 +192,6 @@ def _gc(run: Run, dry_run: bool) -> None:
                 root.unlink()
     lines.append(f"{size(sum(one.size for one in removed))} {word}")
     run.results.show("\n".join(lines))
-
-
-def report_task(run: Run, hosts: Sequence[str], live: bool, output: str) -> Task:
-    return view(run, _report, tuple(hosts), live, output)
 
 
 def _report(run: Run, hosts: tuple[str, ...], live: bool, output: str) -> None:

@@ -3,175 +3,161 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from nixa_tasks.errors import NixaError, UsageError
-from nixa_tasks.manifest.waves import in_order
-from nixa_tasks.tasks import waves
-from nixa_tasks.tasks.actions import Meta, Task, action, action_with_options, is_uptodate
+from nixa_tasks.tasks.actions import Always, Meta, Params, Rule, Task, host_task, on_demand
 from nixa_tasks.tasks.run import Run
+
+if TYPE_CHECKING:
+    from nixa_tasks.flake.evaluate import Output
+    from nixa_tasks.manifest.model import Host
+    from nixa_tasks.state.receipt import Receipt
 
 _GIT_SECONDS = 30.0
 
 
+PIN: Params = ({"name": "pin", "long": "pin", "type": bool, "default": False,
+                "help": "write the key into hosts.toml as host_key"},)  # fmt: skip
+YES_WIPE: Params = ({"name": "yes_wipe", "long": "yes-wipe", "type": str, "default": "",
+                     "help": "the host's name: wipe its disk without asking"},)  # fmt: skip
+JSON: Params = ({"name": "as_json", "long": "json", "type": bool, "default": False,
+                 "help": "one JSON document on standard output"},)  # fmt: skip
+
+
 def evaluate_tasks(run: Run, hosts: Iterable[str]) -> Iterator[Task]:
     for host in hosts:
-        yield _task(
+        yield host_task(
             run,
             "evaluate",
             host,
             _evaluate,
-            "what the flake says of it",
+            doc="what the flake says of it",
             targets=[str(run.layout.host(host).output)],
-            uptodate=[is_uptodate(run, _is_evaluated, host)],
+            uptodate=[Rule(run, why_evaluate, host)],
         )
 
 
 def build_tasks(run: Run, hosts: Iterable[str]) -> Iterator[Task]:
     for host in hosts:
-        yield _task(
+        yield host_task(
             run,
             "build",
             host,
             _build,
-            "its closure in the local store, with a GC root; or in its own, where it builds",
+            doc="its closure in the local store, with a GC root; or in its own, where it builds",
             file_dep=[str(run.layout.host(host).output)],
-            uptodate=[is_uptodate(run, _is_built, host)],
+            uptodate=[Rule(run, why_build, host)],
         )
 
 
 def reach_tasks(run: Run, hosts: Iterable[str]) -> Iterator[Task]:
     for host in hosts:
-        yield _task(run, "reach", host, _reach, "is it there, who is it, what does it run")
+        yield host_task(
+            run,
+            "reach",
+            host,
+            _reach,
+            doc="is it reachable, who is it, what does it run",
+            uptodate=[Always()],
+        )
 
 
-def deploy_tasks(run: Run, hosts: Iterable[str], asked: Collection[str]) -> Iterator[Task]:
-    """Those of `hosts`; the ones that are asked for start wave by wave."""
-    order = in_order(run.manifest, asked)
-    yield from waves.gate_tasks(order)
-    gate = waves.gates(order)
+def deploy_tasks(run: Run, hosts: Iterable[str]) -> Iterator[Task]:
     for host in hosts:
         place = run.layout.host(host)
-        yield _task(
+        yield host_task(
             run,
             "deploy",
             host,
             _deploy,
-            "bring it to what the flake says",
+            doc="bring it to what the flake says",
             file_dep=[str(place.output)],
             targets=[str(place.deployed)],
-            task_dep=[gate[host]] if host in gate else [],
-            uptodate=[is_uptodate(run, _is_deployed, host)],
+            uptodate=[Rule(run, why_deploy, host)],
         )
 
 
 def trust_tasks(run: Run, hosts: Iterable[str]) -> Iterator[Task]:
-    pin = {
-        "name": "pin",
-        "long": "pin",
-        "type": bool,
-        "default": False,
-        "help": "write the key into hosts.toml as host_key",
-    }
     for host in hosts:
-        yield asked_task(
-            run, "trust", host, _trust, "take the host key that it shows now as the right one", [pin]
+        yield on_demand(
+            run, "trust", host, _trust, PIN, doc="take the host key that it shows now as the right one"
         )
 
 
 def rollback_tasks(run: Run, hosts: Iterable[str]) -> Iterator[Task]:
     for host in hosts:
-        yield asked_task(
+        yield on_demand(
             run,
             "rollback",
             host,
             _roll_back,
-            "back to the system that ran before",
+            doc="back to the system that ran before",
             task_dep=[f"evaluate:{host}"],
         )
 
 
 def reinstall_tasks(run: Run, hosts: Iterable[str]) -> Iterator[Task]:
-    word = {
-        "name": "yes_wipe",
-        "long": "yes-wipe",
-        "type": str,
-        "default": "",
-        "help": "the host's name: wipe its disk without asking",
-    }
     for host in hosts:
-        yield asked_task(
+        yield on_demand(
             run,
             "reinstall",
             host,
             _reinstall,
-            "wipe it and install it again",
-            [word],
+            YES_WIPE,
+            doc="wipe it and install it again",
             task_dep=[f"evaluate:{host}"],
         )
 
 
 def history_tasks(run: Run, hosts: Iterable[str]) -> Iterator[Task]:
-    as_json = {"name": "as_json", "long": "json", "type": bool, "default": False, "help": "one JSON document"}
     for host in hosts:
-        task = asked_task(
-            run, "history", host, _history, "what was deployed, when, by whom, how it ended", [as_json]
+        yield on_demand(
+            run,
+            "history",
+            host,
+            _history,
+            JSON,
+            doc="what was deployed, when, by whom, how it ended",
+            meta=Meta(run, host=host, view=True),
         )
-        yield task | {"meta": Meta(run, view=True)}
 
 
-def _task(run: Run, family: str, host: str, function: Any, doc: str, **more: Any) -> Task:
-    return {
-        "basename": family,
-        "name": host,
-        "doc": doc,
-        "actions": [action(run, function, host)],
-        "verbosity": 2,
-        "io": {"capture": False},
-        "meta": Meta(run, host=host, work=True),
-        **more,
-    }
+def hardware_tasks(run: Run, hosts: Iterable[str]) -> Iterator[Task]:
+    for host in hosts:
+        yield on_demand(
+            run, "hardware", host, _hardware, doc="its hardware report, into its file in the flake"
+        )
 
 
-def asked_task(
-    run: Run, family: str, host: str, function: Any, doc: str, params: list[Task] | None = None, **more: Any
-) -> Task:
-    """A task that always runs: somebody asked for it. Its options reach the function by name."""
-    names = tuple(param["name"] for param in params or ())
-    return {
-        "basename": family,
-        "name": host,
-        "doc": doc,
-        "params": params or [],
-        "actions": [action_with_options(run, function, (host,), names)],
-        "uptodate": [False],
-        "verbosity": 2,
-        "io": {"capture": False},
-        "meta": Meta(run, host=host),
-        **more,
-    }
-
-
-def _is_evaluated(run: Run, host: str) -> bool:
+def why_evaluate(run: Run, host: str) -> str | None:
+    """Why the flake has to be evaluated for the host; None where it need not be. Raises NixaError."""
     from nixa_tasks.flake.evaluate import current
 
-    return current(run.layout, run.fingerprint, host, run.manifest.hosts[host].flake_attr) is not None
+    declared = run.manifest.hosts[host]
+    if current(run.layout, run.fingerprint, host, declared.flake_attr) is not None:
+        return None
+    return f"the flake was not evaluated for {host} since it changed"
 
 
-def _evaluate(run: Run, host: str) -> None:
-    run.evaluation.of(host)
+def _evaluate(run: Run, host: str) -> Task:
+    output = run.output(host)
+    return {"system": output.system, "drv": output.toplevel_drv, "out": output.toplevel_out}
 
 
-def _is_built(run: Run, host: str) -> bool:
+def why_build(run: Run, host: str) -> str | None:
+    """Why the host's closure has to be built; None where it is there."""
     from nixa_tasks.flake.build import is_built
     from nixa_tasks.manifest.model import BuildOn
 
     if run.manifest.hosts[host].build_on is BuildOn.REMOTE:
-        return False  # only the host knows
+        return f"{host} builds its own system, and only {host} knows what it has built"
     output = run.remembered_output(host)
-    return output is not None and is_built(run.layout, host, output, "toplevel")
+    if output is not None and is_built(run.layout, host, output, "toplevel"):
+        return None
+    return f"the closure of {host} is not in the local store with a GC root"
 
 
 def _build(run: Run, host: str) -> None:
@@ -181,21 +167,38 @@ def _build(run: Run, host: str) -> None:
     build_alone(run, host, on_host=run.manifest.hosts[host].build_on is BuildOn.REMOTE)
 
 
-def _is_deployed(run: Run, host: str) -> bool:
+def why_deploy(run: Run, host: str) -> str | None:
+    """Why the host has to be deployed, by what is remembered here; None where it need not be."""
     from nixa_tasks.deploy.adopt import is_deployed
     from nixa_tasks.manifest.model import InstallPolicy
 
     declared = run.manifest.hosts[host]
     if declared.install is InstallPolicy.ALWAYS:
-        return False  # it comes and goes behind nixa's back: it is asked at every deploy
-    return is_deployed(declared, run.remembered_output(host), run.receipt(host))
+        return f'{host} has install = "always": it is asked what it runs at every deploy'
+    output, receipt = run.remembered_output(host), run.receipt(host)
+    return None if is_deployed(declared, output, receipt) else _what_differs(declared, output, receipt)
 
 
-def _deploy(run: Run, host: str) -> None:
+def _what_differs(host: Host, output: Output | None, receipt: Receipt | None) -> str:
+    if output is None:
+        return f"the flake was not evaluated for {host.name} yet"
+    if receipt is None:
+        return f"{host.name} was never deployed from here"
+    if receipt.target != host.target:
+        return f"{host.name} has another target than at its last deploy: {host.target}, not {receipt.target}"
+    if receipt.wanted != output.toplevel_out:
+        wanted = f"{output.toplevel_out}, not {receipt.wanted}"
+        return f"{host.name} has a new output since its last deploy: {wanted}"
+    return f"the last deploy of {host.name} ended as {receipt.outcome}"
+
+
+def _deploy(run: Run, host: str) -> Task:
     from nixa_tasks.deploy.decide import Asked
     from nixa_tasks.tasks.turn import carry_out
 
     carry_out(run, host, Asked.DEPLOY)
+    receipt = run.receipt(host)
+    return {"target": run.manifest.hosts[host].target, "out": receipt.out if receipt else None}
 
 
 def _roll_back(run: Run, host: str) -> None:
@@ -241,7 +244,7 @@ def _reach(run: Run, host: str) -> None:
         reached = run.connect(run.manifest.hosts[host])
     try:
         write_json(run.layout.host(host).facts, reached.facts.to_json())
-        run.results.show("\n".join(describe(host, reached)))
+        run.results.show("\n".join(describe(host, reached)), host=host)
     finally:
         reached.ssh.disconnect()
 
@@ -261,7 +264,7 @@ def _trust(run: Run, host: str, pin: bool) -> None:
             f"{host}: hosts.toml still pins another key; this one is taken as well until the host is "
             "installed, or add --pin"
         )
-    run.results.show("\n".join(lines))
+    run.results.show("\n".join(lines), host=host)
 
 
 def _history(run: Run, host: str, as_json: bool) -> None:
@@ -269,12 +272,7 @@ def _history(run: Run, host: str, as_json: bool) -> None:
     from nixa_tasks.text import terminal_width
 
     receipts, source = read(run.layout, run.manifest.hosts[host], run.access)
-    run.results.show(render(host, receipts, source, terminal_width(), as_json=as_json))
-
-
-def hardware_tasks(run: Run, hosts: Iterable[str]) -> Iterator[Task]:
-    for host in hosts:
-        yield asked_task(run, "hardware", host, _hardware, "its hardware report, into its file in the flake")
+    run.results.show(render(host, receipts, source, terminal_width(), as_json=as_json), host=host)
 
 
 def _hardware(run: Run, host: str) -> None:
@@ -297,11 +295,11 @@ def _hardware(run: Run, host: str) -> None:
         )
     report = _hardware_report(run, host, command)
     if path.exists() and path.read_bytes() == report:
-        run.results.show(f"{host}: {path} stays as it was: the hardware is the same")
+        run.results.show(f"{host}: {path} stays as it was: the hardware is the same", host=host)
         return
     write_bytes(path, report)
     note = " (a new file, which the flake does not see yet: git add it)" if _is_untracked(run, path) else ""
-    run.results.show(f"{host}: {path} written{note}")
+    run.results.show(f"{host}: {path} written{note}", host=host)
 
 
 def _hardware_report(run: Run, host: str, command: tuple[str, ...]) -> bytes:

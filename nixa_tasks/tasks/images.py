@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from nixa_tasks.errors import NixaError
 from nixa_tasks.files import write_json
 from nixa_tasks.manifest.model import Image, UrlImage
-from nixa_tasks.tasks.actions import Meta, Task, action, action_with_options, is_uptodate
+from nixa_tasks.tasks.actions import Always, Meta, Params, Rule, Task, action, on_demand
 from nixa_tasks.tasks.run import Run
 
 if TYPE_CHECKING:
     from nixa_tasks.image.obtain import Obtained
 
 
-def kexec_tasks(run: Run) -> Iterator[Task]:
-    for name in run.manifest.images:
+def kexec_tasks(run: Run, names: Iterable[str]) -> Iterator[Task]:
+    for name in names:
         yield _task(
             run,
             "kexec",
             name,
             _fetch,
             "fetch it into the cache, verified",
-            uptodate=[is_uptodate(run, _is_cached, name)],
+            uptodate=[Rule(run, why_fetch, name)],
         )
 
 
-def checksum_tasks(run: Run) -> Iterator[Task]:
-    for name in run.manifest.images:
+def checksum_tasks(run: Run, names: Iterable[str]) -> Iterator[Task]:
+    for name in names:
         yield _task(
             run,
             "checksum",
@@ -36,48 +36,33 @@ def checksum_tasks(run: Run) -> Iterator[Task]:
             _verify,
             "verify the cached file against its pin",
             targets=[str(run.layout.image_stamp(name))],
-            uptodate=[False],
+            uptodate=[Always()],
         )
 
 
-def clean_tasks(run: Run) -> Iterator[Task]:
+def clean_tasks(run: Run, _names: Iterable[str]) -> Iterator[Task]:
     yield {
         "basename": "clean",
         "name": "kexec",
         "doc": "remove the cached images that hosts.toml pins",
         "actions": [action(run, _clean)],
-        "uptodate": [False],
+        "uptodate": [Always()],
         "meta": Meta(run),
         "io": {"capture": False},
     }
 
 
-_CHECK = {
-    "name": "check",
-    "long": "check",
-    "type": bool,
-    "default": False,
-    "help": "tell what is out of date, and write nothing",
-}
-CHECK = [_CHECK]
+CHECK: Params = ({"name": "check", "long": "check", "type": bool, "default": False,
+                  "help": "say what is out of date, and write nothing"},)  # fmt: skip
 
 
-def pin_tasks(run: Run, check: bool) -> Iterator[Task]:
-    """`check`: what was said of all of them, `doit pin --check`; each one can be told by itself too."""
-    images = run.manifest.images
-    yield {"basename": "pin", "name": None, "doc": "look upstream, and write new hashes into hosts.toml"}
-    for name, image in images.items():
-        if isinstance(image, UrlImage):
-            yield {
-                "basename": "pin",
-                "name": name,
-                "doc": "the hash that its URL has now",
-                "params": [{**_CHECK, "default": check}],
-                "actions": [action_with_options(run, _pin, (name,), ("check",))],
-                "uptodate": [False],
-                "meta": Meta(run),
-                "io": {"capture": False},
-            }
+def pin_tasks(run: Run, names: Iterable[str], check: bool) -> Iterator[Task]:
+    """`check`: what `doit pin --check` says of all of them; each has the option too."""
+    for name in names:
+        if isinstance(run.manifest.images[name], UrlImage):
+            params = [{**CHECK[0], "default": check}]
+            doc, meta = "the hash that its URL has now", Meta(run)
+            yield on_demand(run, "pin", name, _pin, params, doc=doc, meta=meta)
 
 
 def obtain(run: Run, image: Image) -> Obtained:
@@ -120,14 +105,17 @@ def _task(run: Run, family: str, name: str, function: Any, doc: str, **more: Any
     }
 
 
-def _is_cached(run: Run, name: str) -> bool:
+def why_fetch(run: Run, name: str) -> str | None:
+    """Why the image has to be fetched; None where the cache has it, verified and looked into."""
     image = run.manifest.images[name]
-    if not isinstance(image, UrlImage) or run.cache.find(image) is None:
-        return False
+    if not isinstance(image, UrlImage):
+        return f"{name} is built by Nix, and only Nix knows whether it is there"
+    if run.cache.find(image) is None:
+        return f"{name} is not in the image cache"
     if run.cache.entry(image.sha256).summary is None:
-        return False  # as pinned, but nobody has found an installer in it
+        return f"{name} is in the image cache, but nobody has found an installer in it yet"
     run.cache.record_pin(image, run.manifest.path)  # another project's file may serve this one too
-    return True
+    return None
 
 
 def _fetch(run: Run, name: str) -> None:

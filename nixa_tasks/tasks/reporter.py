@@ -11,17 +11,26 @@ import time
 from types import FrameType
 from typing import Any, TextIO
 
-from doit.exceptions import UnmetDependency
+from doit.exceptions import InvalidTask, UnmetDependency
+from doit.runner import MRunner, MThreadRunner
 
 from nixa_tasks.errors import EXIT_FAILED, EXIT_INTERNAL, EXIT_USAGE, Interrupted
 from nixa_tasks.files import now
 from nixa_tasks.fleet.reporter import Result, View, summary, view_for
 from nixa_tasks.state.journal import Event, Kind
 from nixa_tasks.tasks import waves
-from nixa_tasks.tasks.actions import call, run_of
+from nixa_tasks.tasks.actions import Meta, call, run_of
+from nixa_tasks.tasks.families import BY_NAME
 from nixa_tasks.tasks.run import Results, Run
 
 _WIND_DOWN_SECONDS = 5.0
+
+
+def _runs_in_processes() -> bool:
+    """Whether doit's runner, which is about to start, gives tasks to processes of their own. The
+    reporter is not told; but it is the runner that calls it."""
+    caller = sys._getframe(3).f_locals.get("self")
+    return isinstance(caller, MRunner) and not isinstance(caller, MThreadRunner)
 
 
 def unmet_dependencies(fail: Any) -> frozenset[str]:
@@ -40,6 +49,7 @@ class Reporter:
         self._run: Run | None = None
         self._results = Results()
         self._runtime_errors: list[str] = []
+        self._users_errors: list[str] = []
         self._started, self._started_at = time.monotonic(), now()
         self._silent = False
         self._wanted: set[str] = set()
@@ -51,7 +61,8 @@ class Reporter:
         self._run = run_of(tasks.values())
         if self._run is not None:
             self._results = self._run.results
-            self._run.journal.subscribe(self._see)
+            self._check(tasks, selected_tasks)
+            self._begin(self._run, tasks, selected_tasks)
         self._wanted = {
             name for chosen in selected_tasks for name in (chosen, *tasks[chosen].task_dep)
             if name == chosen or tasks[chosen].has_subtask
@@ -60,6 +71,32 @@ class Reporter:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 self._handlers[number] = signal.signal(number, self._stop)
+
+    def _begin(self, run: Run, tasks: dict[str, Any], selected: list[str]) -> None:
+        graph = waves.graph_of(tasks, selected)
+        about = waves.hosts_in(tasks, graph.names)
+        run.asked = tuple(host for host in run.manifest.hosts if host in about)
+        deploys = waves.deploys_in(graph.names)
+        run.deploys = tuple(host for host in run.asked if host in deploys)
+        if "deploy" in graph.names and not deploys:
+            raise InvalidTask("there is nothing to deploy: hosts.toml declares no host")
+        waves.close_gates(tasks, graph, run.manifest)
+        run.journal.subscribe(self._see)
+        run.reporting_process = os.getpid()
+
+    def _check(self, tasks: dict[str, Any], selected: list[str]) -> None:
+        """Refuse what would do harm, or nothing. Raises InvalidTask."""
+        if not selected:
+            raise InvalidTask("no task has such a name: doit list --all shows them")
+        for name in selected:
+            family = BY_NAME.get(name)
+            if family is not None and family.is_bare_refused:
+                raise InvalidTask(
+                    f"{name} never acts on all hosts at once: name them, as in doit {name}:HOST, or "
+                    f"doit '{name}:*' for every one"
+                )
+        if _runs_in_processes():
+            raise InvalidTask("nixa's tasks run in threads: leave -P process out (-P thread is the default)")
 
     def _see(self, event: Event) -> None:
         if self._silent and event.kind is not Kind.NOTE:
@@ -71,7 +108,9 @@ class Reporter:
 
     def get_status(self, task: Any) -> None: ...
 
-    def execute_task(self, task: Any) -> None: ...
+    def execute_task(self, task: Any) -> None:
+        if _is_users(task):
+            self._out.write(f".  {task.title()}\n")
 
     def add_success(self, task: Any) -> None: ...
 
@@ -84,6 +123,8 @@ class Reporter:
     def teardown_task(self, task: Any) -> None: ...
 
     def skip_uptodate(self, task: Any) -> None:
+        if _is_users(task):
+            self._out.write(f"-- {task.title()}\n")
         if task.meta and task.meta.get("work") and task.name in self._wanted:
             self._results.unchanged.append(task.name)
 
@@ -92,6 +133,11 @@ class Reporter:
             self._hold(task)
             return
         text = str(fail.get_msg()).strip()
+        if _is_users(task):
+            said = "".join(part for one in task.actions for part in (one.out, one.err) if part)
+            self._users_errors.append("\n".join((f"{task.name}: {text}", *said.splitlines()[-20:])))
+            self._results.raise_status(EXIT_FAILED)
+            return
         if task.meta and task.meta.get("host") and task.meta["host"] not in self._results.hosts:
             self._results.record(Result(task.meta["host"], "failed", f"{task.name} failed"))
         if not self._results.errors and not self._results.crashed:
@@ -166,8 +212,14 @@ class Reporter:
             while self._results.active and time.monotonic() < until:
                 time.sleep(0.02)
 
+    def _shown(self) -> list[str]:
+        """The text for standard output, in the order of the manifest's hosts."""
+        order = {host: rank for rank, host in enumerate(self._run.asked)} if self._run else {}
+        shown = sorted(self._results.shown, key=lambda one: order.get(one[0], -1))
+        return [text for _, text in shown]
+
     def _print_end(self, stopped: bool) -> None:
-        for text in self._results.shown:
+        for text in self._shown():
             self._out.write(text if text.endswith("\n") else text + "\n")
         errors = [error for error in self._results.errors if not isinstance(error, Interrupted)]
         results = list(self._results.hosts.values())
@@ -184,10 +236,15 @@ class Reporter:
         stream = sys.stderr if self._silent else self._out
         for line in lines[1:] if lines[:1] == [""] else lines:
             stream.write(line + "\n")
-        for message in self._runtime_errors:
+        for message in (*self._runtime_errors, *self._users_errors):
             sys.stderr.write(f"ERROR: {message}\n")
         if stopped:
             sys.stderr.write("stopped; what was finished is kept, and the next run goes on from there\n")
+
+
+def _is_users(task: Any) -> bool:
+    """Whether it is a task of somebody's own that does something."""
+    return bool(task.actions) and not isinstance(task.meta, Meta) and not task.name.startswith("_")
 
 
 def _nothing_to_do(names: list[str], seconds: float) -> str:

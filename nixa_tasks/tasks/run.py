@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from nixa_tasks.process.run import LocalProcesses, local
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.receipt import Receipt
+from nixa_tasks.tasks.selection import Request
 
 if TYPE_CHECKING:
     from nixa_tasks.deploy.decide import Asked
@@ -46,14 +48,14 @@ class Results:
     """What a run gathers for its end. Filled by actions in many threads.
 
     `hosts`: how each host's turn ended. `unchanged`: the names of tasks that were up to date.
-    `shown`: text for standard output. `crashed`: the traceback of a fault of nixa's own. `status`:
+    `shown`: the host and the text, for standard output. `crashed`: the traceback of a fault of nixa's own. `status`:
     the highest exit status so far. `active`: how many actions are under way.
     """
 
     hosts: dict[str, Result] = field(default_factory=dict)
     errors: list[NixaError] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
-    shown: list[str] = field(default_factory=list)
+    shown: list[tuple[str, str]] = field(default_factory=list)
     crashed: str | None = None
     status: int = 0
     active: int = 0
@@ -72,10 +74,10 @@ class Results:
         with self.lock:
             self.hosts[result.name] = result
 
-    def show(self, text: str, status: int = 0) -> None:
-        """Text for standard output, printed alone once everything has ended."""
+    def show(self, text: str, *, host: str = "", status: int = 0) -> None:
+        """Text for standard output, printed alone once everything has ended, in the hosts' order."""
         with self.lock:
-            self.shown.append(text)
+            self.shown.append((host, text))
             self.status = max(self.status, status)
 
 
@@ -83,16 +85,19 @@ class Results:
 class Run:
     """One run. What costs something is made on first use, so that `doit list` makes none of it.
 
-    `asked`: the hosts that this run is about; they are evaluated together. `deploys`: those of them
-    whose deploy was asked for, which keep the order of the waves. `turns`: each host's last turn;
-    many threads write, each to its own key.
+    `request`: the tasks that were made. `asked`: the hosts that the run is about, as doit's graph
+    says; they are evaluated together. `deploys`: those of them whose deploy was asked for, which keep
+    the order of the waves. `reporting_process`: the one that nixa's reporter runs in. `turns`:
+    each host's last turn; many threads write, each to its own key.
     """
 
     manifest: Manifest
     layout: Layout
     journal: Journal
+    request: Request = field(default_factory=Request)
     asked: tuple[str, ...] = ()
     deploys: tuple[str, ...] = ()
+    reporting_process: int = 0
     processes: LocalProcesses = field(default_factory=local)
     results: Results = field(default_factory=Results)
     turns: dict[str, Turn] = field(default_factory=dict)
@@ -105,6 +110,7 @@ class Run:
     _nix: Nix | None = None
     _fingerprint: Fingerprint | None = None
     _evaluation: Evaluation | None = None
+    _later: dict[str, Evaluation] = field(default_factory=dict)
     _uplink: Uplink | None = None
     _neighbours: Neighbours | None = None
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -174,28 +180,49 @@ class Run:
         fleet = self.manifest.fleet
         return fingerprint(self.nix, fleet.flake, self.layout, excluded=(fleet.cache,) if fleet.cache else ())
 
+    def output(self, host: str) -> Output:
+        """What the flake says of the host, evaluated together with the others that were asked for.
+        Raises NixaError."""
+        return self.evaluation_for(host).of(host)
+
+    def evaluated_again(self, host: str) -> Output:
+        """The same, evaluated anew: its derivation has left the store. Raises NixaError."""
+        return self.evaluation_for(host).again(host)
+
+    def evaluation_for(self, host: str) -> Evaluation:
+        """The evaluation that the host is in: of all that were asked for, or, for a host that a task
+        came to depend on while doit ran, its own."""
+        with self._lock:
+            if host in self.asked:
+                return self.evaluation
+            if host not in self._later:
+                self._later[host] = self._evaluate((host,))
+            return self._later[host]
+
     @property
     def evaluation(self) -> Evaluation:
         """The outputs of the hosts that this run is about, evaluated together when first asked for."""
         with self._lock:
             if self._evaluation is None:
-                wanted = {name: self.manifest.hosts[name].flake_attr for name in self.asked}
-                fleet = self.manifest.fleet
-                from nixa_tasks.flake.evaluate import Evaluation, Limits, Reporting
-
-                self._evaluation = Evaluation(
-                    self.nix,
-                    self.layout,
-                    self.fingerprint,
-                    wanted,
-                    limits=Limits(fleet.eval_workers, fleet.eval_memory),
-                    recheck=self._read_fingerprint,
-                    reporting=Reporting(
-                        step=lambda: self.journal.step("", "evaluate", f"{len(wanted)} hosts"),
-                        note=lambda text: self.journal.note("", "evaluate", text),
-                    ),
-                )
+                self._evaluation = self._evaluate(self.asked)
             return self._evaluation
+
+    def _evaluate(self, hosts: tuple[str, ...]) -> Evaluation:
+        from nixa_tasks.flake.evaluate import Evaluation, Limits, Reporting
+
+        fleet = self.manifest.fleet
+        return Evaluation(
+            self.nix,
+            self.layout,
+            self.fingerprint,
+            {name: self.manifest.hosts[name].flake_attr for name in hosts},
+            limits=Limits(fleet.eval_workers, fleet.eval_memory),
+            recheck=self._read_fingerprint,
+            reporting=Reporting(
+                step=lambda: self.journal.step("", "evaluate", f"{len(hosts)} hosts"),
+                note=lambda text: self.journal.note("", "evaluate", text),
+            ),
+        )
 
     def remembered_output(self, host: str) -> Output | None:
         """What output.json says, whether or not the flake has changed since."""
@@ -213,13 +240,17 @@ class Run:
 
         return reach.connect(host, self.access, lambda text: self.journal.note(host.name, "reach", text))
 
+    @property
+    def is_reported(self) -> bool:
+        return self.reporting_process == os.getpid()
+
     def close(self) -> None:
         """Remove what this run left outside `.nixa/`."""
         self._open.close()
 
 
-def begin(manifest: Manifest, asked: tuple[str, ...], deploys: tuple[str, ...] = ()) -> Run:
+def begin(manifest: Manifest, request: Request) -> Run:
     """A run of this manifest's fleet. Creates `.nixa/`: the manifest must have been found valid."""
     layout = Layout(manifest.root)
     layout.make()
-    return Run(manifest, layout, Journal(layout.journal, local().clock), asked, deploys)
+    return Run(manifest, layout, Journal(layout.journal, local().clock), request)

@@ -40,7 +40,7 @@ def carry_out(run: Run, host: str, asked: Asked, back: Back | None = None) -> No
     order = Order(
         manifest=run.manifest,
         host=run.manifest.hosts[host],
-        output=run.evaluation.of(host),
+        output=run.output(host),
         flake=run.fingerprint.revision,
         layout=run.layout,
         journal=run.journal,
@@ -83,7 +83,7 @@ def _built(run: Run, work: Work, *, what: build.What) -> Path:
         try:
             return build.build(run.nix, work.layout, name, work.output, what, sink=work.log)
         except build.DerivationGone:
-            again = run.evaluation.again(name)
+            again = run.evaluated_again(name)
             return build.build(run.nix, work.layout, name, again, what, sink=work.log)
 
 
@@ -93,7 +93,7 @@ def build_there(run: Run, work: Work) -> str:
         try:
             return remote_build.build_there(work)
         except build.DerivationGone:
-            again = run.evaluation.again(work.host.name)
+            again = run.evaluated_again(work.host.name)
             return remote_build.build_there(replace(work, output=again))
 
 
@@ -106,12 +106,12 @@ def build_alone(run: Run, host: str, *, on_host: bool) -> None:
         if on_host and _is_built_there(run, host, log):
             return
         with run.journal.step(host, "build"):
-            build.build(run.nix, run.layout, host, run.evaluation.of(host), "toplevel", sink=log)
+            build.build(run.nix, run.layout, host, run.output(host), "toplevel", sink=log)
 
 
 def _is_built_there(run: Run, host: str, log: RunLog) -> bool:
     """Have the host build; false where it can't yet."""
-    declared, output = run.manifest.hosts[host], run.evaluation.of(host)
+    declared, output = run.manifest.hosts[host], run.output(host)
     with run.journal.step(host, "reach"):
         reached = run.connect(declared)
     try:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from nixa_tasks.manifest.load import load
-from nixa_tasks.tasks.selection import FLEET_FAMILIES, HOST_FAMILIES, IMAGE_FAMILIES
+from nixa_tasks.tasks.families import NAMES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -28,7 +28,7 @@ def test_the_projects_own_example_is_valid() -> None:
 def test_every_command_of_the_readme_is_one_of_ours() -> None:
     words = set(re.findall(r"(?:`|\$ )doit (?:-\w+ )?([a-z]+)[:`\s]", README))
     assert words
-    assert words <= {*HOST_FAMILIES, *IMAGE_FAMILIES, *FLEET_FAMILIES, "clean", "gc"}
+    assert words <= NAMES.keys()
 
 
 def test_the_documents_that_the_readme_names_are_there() -> None:

@@ -52,7 +52,7 @@ def test_a_bad_manifest_ends_every_command_before_anything_is_touched(doit: Doit
         (("deploy:wbe1",), "did you mean deploy:web1"),
         (("deploy:x*",), "no host in hosts.toml matches"),
         (("deploy", "--on", "@wbe"), "@web"),
-        (("deploy:web1", "--on", "@web"), "--on can't stand behind"),
+        (("deploy:web1", "--on", "@web"), "--on can't follow deploy:web1"),
     ],
 )
 def test_a_mistake_on_the_command_line_has_status_3_and_a_way_on(
