@@ -15,7 +15,7 @@ from nixa_tasks.tasks.run import Run
 if TYPE_CHECKING:
     from nixa_tasks.flake.evaluate import Output
     from nixa_tasks.fleet.plan import Planned
-    from nixa_tasks.fleet.report.failures import Log
+    from nixa_tasks.fleet.report.records import Log
     from nixa_tasks.fleet.status import Standing
     from nixa_tasks.host.reach import Reached
     from nixa_tasks.nix.command import Nix
@@ -196,12 +196,9 @@ def _gc(run: Run, dry_run: bool) -> None:
 
 def _report(run: Run, hosts: tuple[str, ...], live: bool, output: str) -> None:
     from nixa_tasks.files import write_bytes
-    from nixa_tasks.fleet.report.failures import failures
-    from nixa_tasks.fleet.report.fleet_table import Row
-    from nixa_tasks.fleet.report.page import Report, render
-    from nixa_tasks.fleet.report.runs import runs
-    from nixa_tasks.fleet.report.savings import account
-    from nixa_tasks.fleet.report.tail import read_journal
+    from nixa_tasks.fleet.report.page import Report, Row, render
+    from nixa_tasks.fleet.report.records import read_journal
+    from nixa_tasks.fleet.report.runs import account, failures, runs
 
     declared = run.manifest.hosts
     rows = tuple(
@@ -226,6 +223,6 @@ def _report(run: Run, hosts: tuple[str, ...], live: bool, output: str) -> None:
 
 def _log(run: Run, host: str, of_run: str) -> Log | None:
     """The log of a host that hosts.toml has: a name in the journal alone is no path to look at."""
-    from nixa_tasks.fleet.report.tail import find_log
+    from nixa_tasks.fleet.report.records import find_log
 
     return find_log(run.layout, host, of_run) if host in run.manifest.hosts else None

@@ -21,7 +21,7 @@ MODULES = {name: module for name, module in modules().items() if module.room != 
 
 KNOWN: Mapping[str, Mapping[str, int]] = {
     "circles": {},
-    "mutable": {"fleet": 1, "nix": 1, "process": 1},
+    "mutable": {"nix": 1, "process": 1},
     "long": {},
     "parameters": {"flake": 1, "image": 1, "nix": 1, "process": 2},
 }

@@ -1,11 +1,12 @@
-"""From the journal's events to runs: who did what, for how long, and how it ended. Pure."""
+"""What the journal tells: runs, what went wrong in them, and what the image cache saved. Pure, but for the
+reader of logs that it is given."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from nixa_tasks.fleet.report.events import Record
+from nixa_tasks.fleet.report.records import Log, Record
 from nixa_tasks.state.journal import TURNS, Kind
 
 _IMAGE_STEPS = frozenset({"kexec", "checksum", "pin"})
@@ -155,3 +156,105 @@ def _spans(records: Sequence[Record], last: float) -> list[Span]:
     for left in begun.values():
         spans += [Span(one.step, one.at, max(0.0, last - one.at), "open", one.text) for one in left]
     return spans
+
+
+# --- what went wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One host's failed turn. `is_over`: a later run of the same command succeeded."""
+
+    host: str
+    run: str
+    step: str
+    at: float
+    text: str
+    log: Log | None
+    is_over: bool
+
+
+FindLog = Callable[[str, str], Log | None]
+
+
+def failures(runs: Sequence[Run], find_log: FindLog, *, at_most: int = 20) -> tuple[Failure, ...]:
+    """From runs, newest first: the newest failures, newest first."""
+    found: list[Failure] = []
+    good: set[tuple[str, str]] = set()
+    for run in runs:
+        for lane in run.lanes:
+            if lane.outcome == "failed" and len(found) < at_most:
+                found.append(_failure(run, lane, find_log, (lane.name, _command(lane)) in good))
+        good |= {(lane.name, _command(lane)) for lane in run.lanes if lane.outcome == "done"}
+    return tuple(found)
+
+
+def _command(lane: Lane) -> str:
+    """What was attempted: only the same, done well, makes up for its failure. A reinstallation deploys."""
+    if lane.turn is None:
+        return lane.stages[-1].step
+    return "deploy" if lane.turn.step == "reinstall" else lane.turn.step
+
+
+def _failure(run: Run, lane: Lane, find_log: FindLog, is_over: bool) -> Failure:
+    span = _cause(lane)
+    text = span.text or (lane.turn.text if lane.turn else "")
+    return Failure(lane.name, run.id, span.step, span.end, text, find_log(lane.name, run.id), is_over)
+
+
+def _cause(lane: Lane) -> Span:
+    """The step that failed; the turn itself where none of its steps did."""
+    failed = [one for one in lane.stages if one.outcome == "failed"]
+    return max(failed, key=lambda one: one.end) if failed else lane.turn or lane.stages[-1]
+
+
+# --- what the cache saved
+
+# Every installation needs the image here, to send it, and there, to boot it. Without the cache it would be
+# downloaded for each, and without what a host keeps of a cut upload it would be sent whole each time. An
+# image that is not downloaded at all (a local file, or built by Nix) saves none here.
+_DELIVERIES = frozenset({"upload", "install"})
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One file's account; all but `needed` are bytes. `needed`: how many installations booted it."""
+
+    sha256: str
+    name: str = ""
+    size: int = 0
+    needed: int = 0
+    downloaded: int = 0
+    uploaded: int = 0
+    is_remote: bool = False
+
+    @property
+    def saved_download(self) -> int:
+        return max(0, self.needed * self.size - self.downloaded) if self.is_remote else 0
+
+    @property
+    def saved_upload(self) -> int:
+        return max(0, self.needed * self.size - self.uploaded)
+
+
+def account(records: Iterable[Record]) -> tuple[Image, ...]:
+    """Each image that was moved or needed, the one that saved most first."""
+    images: dict[str, Image] = {}
+    for record in records:
+        if record.sha256:
+            old = images.get(record.sha256, Image(record.sha256))
+            images[record.sha256] = _added(old, record)
+    return tuple(sorted(images.values(), key=lambda one: -one.saved_download - one.saved_upload))
+
+
+def _added(image: Image, record: Record) -> Image:
+    image = replace(image, size=max(image.size, record.size or 0))
+    if record.step in _DELIVERIES:
+        return replace(
+            image,
+            needed=image.needed + (record.outcome == "done"),
+            uploaded=image.uploaded + record.moved,
+            downloaded=image.downloaded + record.upstream,
+            is_remote=image.is_remote or record.upstream > 0,
+        )
+    return replace(image, name=record.host, downloaded=image.downloaded + record.moved, is_remote=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nixa_tasks.fleet.report.savings import account
-from nixa_tasks.fleet.report.tail import read_journal
+from nixa_tasks.fleet.report.records import read_journal
+from nixa_tasks.fleet.report.runs import account
 from nixa_tasks.lab import Lab
 from tests.integration.deploy.conftest import Fleet
 

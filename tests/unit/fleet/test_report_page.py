@@ -7,12 +7,9 @@ from importlib import resources
 
 import pytest
 
-from nixa_tasks.fleet.report.events import Record
-from nixa_tasks.fleet.report.failures import Failure, Log
-from nixa_tasks.fleet.report.fleet_table import Row
-from nixa_tasks.fleet.report.page import Report, render
-from nixa_tasks.fleet.report.runs import Run, runs
-from nixa_tasks.fleet.report.savings import Image
+from nixa_tasks.fleet.report.page import Report, Row, render
+from nixa_tasks.fleet.report.records import Log, Record
+from nixa_tasks.fleet.report.runs import Failure, Image, Run, runs
 from nixa_tasks.fleet.report.timeline import MOST_LANES
 from nixa_tasks.fleet.status import Standing
 from nixa_tasks.manifest.model import Host

@@ -10,11 +10,8 @@ from pathlib import Path
 import pytest
 
 from nixa_tasks.errors import Interrupted, NixaError
-from nixa_tasks.fleet.report.events import Record, parse, parse_line
-from nixa_tasks.fleet.report.failures import failures
-from nixa_tasks.fleet.report.runs import latest, runs
-from nixa_tasks.fleet.report.savings import account
-from nixa_tasks.fleet.report.tail import find_log, read_journal
+from nixa_tasks.fleet.report.records import Record, find_log, parse, parse_line, read_journal
+from nixa_tasks.fleet.report.runs import account, failures, latest, runs
 from nixa_tasks.process.run import local
 from nixa_tasks.state.journal import Journal, Kind
 from nixa_tasks.state.layout import Layout
@@ -68,6 +65,23 @@ def test_a_failure_names_the_step_and_its_reason_and_that_a_later_run_mended_it(
     assert failure.is_over
     (again,) = failures(runs(read_journal(path).recent)[1:], lambda host, run: None)
     assert not again.is_over
+
+
+@pytest.mark.parametrize(("failed", "later", "is_over"), [
+    ("deploy", "deploy", True), ("deploy", "reinstall", True), ("deploy", "rollback", False),
+    ("deploy", "build", False), ("deploy", "reach", False), ("rollback", "deploy", False), ("build", "build", True),
+    ("kexec", "checksum", False),
+])  # fmt: skip
+def test_a_command_of_another_kind_makes_up_for_no_failure(
+    tmp_path: Path, failed: str, later: str, is_over: bool
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    with pytest.raises(NixaError), Journal(path, local().clock).step("web1", failed):
+        raise NixaError("it broke")
+    with Journal(path, local().clock).step("web1", later):
+        pass
+    (failure,) = failures(runs(read_journal(path).recent), lambda host, run: None)
+    assert failure.is_over == is_over
 
 
 def test_a_killed_run_has_steps_without_an_end(tmp_path: Path) -> None:
