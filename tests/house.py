@@ -9,7 +9,7 @@ import importlib
 import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network
@@ -202,7 +202,7 @@ def is_frozen(value: Any, *, or_literal: bool = False) -> bool:
     is_fine = functools.partial(is_frozen, or_literal=or_literal)
     if or_literal and isinstance(value, list | set | dict):
         return all(is_fine(one) for one in (value.values() if isinstance(value, dict) else value))
-    if isinstance(value, _ATOMS + _CODE) or _is_typing(value):
+    if isinstance(value, _ATOMS + _CODE) or _is_typing(value) or value is MISSING:
         return True
     if isinstance(value, tuple | frozenset):
         return all(is_fine(one) for one in value)
