@@ -54,6 +54,9 @@ AT_TIME = (Fault.LOSE_STATE, Fault.WRONG_CLOCK, Fault.SLOW, Fault.REBOOT, Fault.
            Fault.HAND_SWITCH, Fault.HAND_TEST, Fault.REUSE, Fault.INSTALLER)  # fmt: skip
 
 
+BY_HAND = {Fault.REBOOT, Fault.POWER, Fault.RESCUE, Fault.INSTALLER, Fault.HAND_SWITCH, Fault.HAND_TEST, Fault.REUSE}
+
+
 @dataclass(frozen=True, slots=True)
 class Deploy:
     """Controller `who` deploys the system of that index at the moment `at`."""
@@ -120,7 +123,7 @@ class History:
 def draw(seed: int) -> History:
     """The history of a seed."""
     rng = random.Random(seed)
-    systems = [System(store_path("g0", 0))]
+    systems = [System(store_path("g0", 0), switches=rng.choices((Fate.GOOD, Fate.FAILS), (9, 1))[0])]
     for number in range(1, 4):
         path = store_path(f"g{number}", number)
         systems.append(System(path) if rng.random() < 0.6 else _bad_system(rng, path))
@@ -139,7 +142,7 @@ def draw(seed: int) -> History:
         controllers=count,
         happenings=tuple(happenings),
         is_pinned=rng.random() < 0.3,
-        is_ephemeral=rng.random() < 0.1,
+        is_ephemeral=rng.random() < 0.25,
         is_encrypted=rng.random() < 0.15,
         has_same_keys=rng.random() < 0.4,
         install=rng.choices(tuple(InstallPolicy), (16, 1, 1))[0],
@@ -381,12 +384,13 @@ class _Play:
             machine.reboot()
 
     def _hand(self, machine: Machine, action: str) -> None:
-        """`nixos-rebuild switch` (or test) by hand, with a good system of one's own."""
+        """`nixos-rebuild switch` (or test) by hand, with a good system of one's own, or one of the flake's."""
         boot, root = machine.boot, machine.root
         if boot is None or root is None or boot.kind is not Kind.NIXOS:
             return
-        path = store_path("hand", 9)
-        self.world.systems[path] = System(path)
+        good = [system.path for system in self.history.systems if system.is_good]
+        path = self.world.rng.choice([store_path("hand", 9), *good])
+        self.world.systems.setdefault(path, System(path))
         root.store.add(path)
         if action == "switch":
             root.set_profile(path)
@@ -419,6 +423,22 @@ class _Play:
 
         world.scheduler.after(max(60.0, strike.amount), back)
 
+    def _is_left_on_bad(self) -> bool:
+        """Whether a deploy that was to be watched has left the machine on a system that is not good.
+        A first boot that can't be reached is left to whoever cuts the power (docs/safety.md)."""
+        world, machine = self.world, self.machine
+        system = world.systems.get(machine.live or "")
+        strikes = {one.fault for one in self.history.happenings if isinstance(one, Strike)}
+        return (
+            system is not None
+            and system is not world.systems[self.history.systems[0].path]
+            and not (system.is_healthy and (machine.is_reachable() or self.history.mode is Mode.BOOT))
+            and self.history.checks
+            and not machine.wiped
+            and not strikes & BY_HAND
+            and not any("is not watched" in text for _, _, text in world.said)
+        )
+
     def _end_well(self) -> None:
         """After all of it nothing disturbs any more: one more deploy of a good system ends well."""
         world, machine = self.world, self.machine
@@ -430,6 +450,9 @@ class _Play:
             if controller.current is not None:
                 world.violate("ends", f"{controller.name} is not done after {_PATIENCE:g} s")
                 return
+        if self._is_left_on_bad():
+            world.violate("taken back", f"{machine.name} still runs {machine.live}, which is not good")
+            return
         if (
             machine.boot is None
             or machine.boot.kind in (Kind.RESCUE, Kind.INITRD)
