@@ -54,7 +54,15 @@ AT_TIME = (Fault.LOSE_STATE, Fault.WRONG_CLOCK, Fault.SLOW, Fault.REBOOT, Fault.
            Fault.HAND_SWITCH, Fault.HAND_TEST, Fault.REUSE, Fault.INSTALLER)  # fmt: skip
 
 
-BY_HAND = {Fault.REBOOT, Fault.POWER, Fault.RESCUE, Fault.INSTALLER, Fault.HAND_SWITCH, Fault.HAND_TEST, Fault.REUSE}
+BY_HAND = {
+    Fault.REBOOT,
+    Fault.POWER,
+    Fault.RESCUE,
+    Fault.INSTALLER,
+    Fault.HAND_SWITCH,
+    Fault.HAND_TEST,
+    Fault.REUSE,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,7 +173,9 @@ class World:
                 f"the receipt on {machine.name} says {outcome}: {self._name(out)}, it runs {self._name(live)}",
             )
         elif outcome == Outcome.ROLLED_BACK and out == receipt["wanted"]:
-            self.violate("receipt", f"the receipt on {machine.name} says rolled back; it runs what was to be left")
+            self.violate(
+                "receipt", f"the receipt on {machine.name} says rolled back; it runs what was to be left"
+            )
         elif outcome == Outcome.DONE and out != receipt["wanted"] and profile != receipt["wanted"]:
             self.violate("receipt", f"the receipt on {machine.name} promises a system that won't boot")
 
