@@ -7,7 +7,6 @@ make a wrong machine look new.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import os
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from pathlib import Path
 from nixa_tasks.errors import NixaError
 from nixa_tasks.files import locked, write_bytes
 from nixa_tasks.manifest.model import Host, InstallPolicy
+from nixa_tasks.manifest.public_key import parse_public_key
 
 _BESIDE = "beside-pin:"
 
@@ -46,14 +46,10 @@ class HostKey:
     @classmethod
     def parse(cls, text: str) -> HostKey:
         """From `TYPE BLOB [comment]`. Raises ValueError."""
-        kind, blob, *_ = [*text.split(), "", ""]
         try:
-            raw = base64.b64decode(blob, validate=True)
-        except binascii.Error:
-            raw = b""
-        if not kind or len(raw) < 4 or raw[4 : 4 + int.from_bytes(raw[:4])] != kind.encode():
-            raise ValueError(f"not a public key: {text[:60]!r}")
-        return cls(kind, blob)
+            return cls(*parse_public_key(text))
+        except ValueError as error:
+            raise ValueError(f"not a public key: it {error}") from error
 
     @property
     def fingerprint(self) -> str:

@@ -21,11 +21,12 @@ DEFAULT_PORT = 22
 
 
 def cross_check(manifest: Manifest, raw: Mapping[str, object], refused: Collection[Finding]) -> list[Finding]:
-    """Every misfit. `raw`: the tables of the file, to say in which of them a value stands;
+    """Every misfit. `raw`: the tables of the file, to say which of them has a value;
     `refused`: what was wrong with single values, so that nothing follows from a missing one."""
     images = raw.get("kexec")
     image_names = images if isinstance(images, dict) else {}  # also those that are themselves wrong
     findings = [
+        *_same_but_for_case(raw),
         *_missing_targets(manifest.hosts, raw),
         *_unknown_images(manifest.hosts, image_names, raw),
         *_shared_targets(manifest.hosts, raw),
@@ -50,7 +51,7 @@ def comparable_target(host: Host) -> tuple[str, int]:
 
 
 def _origin(raw: Mapping[str, object], host: str, key: str) -> tuple[str, ...]:
-    """The table in which a host's value stands: its own, or `[defaults]`."""
+    """The table that has a host's value: its own, or `[defaults]`."""
     hosts, defaults = raw.get("hosts"), raw.get("defaults")
     own = hosts.get(host) if isinstance(hosts, dict) else None
     if isinstance(own, dict) and key in own:
@@ -58,6 +59,17 @@ def _origin(raw: Mapping[str, object], host: str, key: str) -> tuple[str, ...]:
     if isinstance(defaults, dict) and key in defaults:
         return ("defaults", key)
     return ("hosts", host)
+
+
+def _same_but_for_case(raw: Mapping[str, object]) -> Iterator[Finding]:
+    """Names that differ only in case: one folder for both on many file systems, and one for a tired eye."""
+    for table in ("hosts", "kexec"):
+        tables = raw.get(table)
+        first: dict[str, str] = {}
+        for name in tables if isinstance(tables, dict) else ():
+            other = first.setdefault(name.casefold(), name)
+            if other != name:
+                yield Finding((table, name), f"differs from {shown(other)} only in case")
 
 
 def _missing_targets(hosts: Mapping[str, Host], raw: Mapping[str, object]) -> Iterator[Finding]:
@@ -69,18 +81,20 @@ def _missing_targets(hosts: Mapping[str, Host], raw: Mapping[str, object]) -> It
 def _unknown_images(
     hosts: Mapping[str, Host], known: Collection[str], raw: Mapping[str, object]
 ) -> Iterator[Finding]:
-    told: dict[tuple[str, ...], None] = {}
+    reported: dict[tuple[str, ...], None] = {}
     hints: dict[str, str] = {}
     for name, host in hosts.items():
         origin = _origin(raw, name, "kexec")
-        if host.kexec is None or host.kexec in known or origin in told:
+        if host.kexec is None or host.kexec in known or origin in reported:
             continue
-        told[origin] = None
+        reported[origin] = None
         if host.kexec not in hints:
             meant = suggestion(host.kexec, known)
             listed = ", ".join(shown(image) for image in list(known)[:5]) or "none"
-            hints[host.kexec] = f"did you mean {shown(meant)}?" if meant else f"declared are: {listed}"
-        yield Finding(origin, f"names the image {shown(host.kexec)}, which is not there: {hints[host.kexec]}")
+            hints[host.kexec] = f"did you mean {shown(meant)}?" if meant else f"this file has {listed}"
+        yield Finding(
+            origin, f"names the image {shown(host.kexec)}, which is not declared: {hints[host.kexec]}"
+        )
 
 
 def _shared_targets(hosts: Mapping[str, Host], raw: Mapping[str, object]) -> Iterator[Finding]:
@@ -92,28 +106,28 @@ def _shared_targets(hosts: Mapping[str, Host], raw: Mapping[str, object]) -> Ite
         if other is not host and not (other.shared_target and host.shared_target):
             yield Finding(
                 _origin(raw, name, "target"),
-                f"is the machine of {shown(other.name)} as well; if {shown(name)} and {shown(other.name)}"
+                f"is also the target of {shown(other.name)}; if {shown(name)} and {shown(other.name)}"
                 " are meant to share it, write `shared_target = true` in both",
             )
 
 
 def _confusable_tags(hosts: Mapping[str, Host], raw: Mapping[str, object]) -> Iterator[Finding]:
     names = {name.casefold(): name for name in hosts}
-    told: set[tuple[str, ...]] = set()
+    reported: set[tuple[str, ...]] = set()
     for name, host in hosts.items():
         origin = _origin(raw, name, "tags")
-        if origin in told:
+        if origin in reported:
             continue
         for number, tag in enumerate(host.tags):
             if tag.casefold() in names:
-                told.add(origin)
+                reported.add(origin)
                 namesake = shown(names[tag.casefold()])
-                yield Finding((*origin, number), f"is the tag {shown(tag)}, and a host is called {namesake}")
+                yield Finding((*origin, number), f"is the tag {shown(tag)}, but a host is called {namesake}")
 
 
 def _waves(manifest: Manifest) -> Iterator[Finding]:
     if manifest.fleet.rollback_wave and not manifest.fleet.waves:
-        yield Finding(("fleet", "rollback_wave"), "goes only with `waves`: there is no wave to take back")
+        yield Finding(("fleet", "rollback_wave"), "goes only with `waves`: there is no wave to roll back")
     for number, wave in enumerate(manifest.fleet.waves):
         for place, expression in enumerate(wave):
             try:
@@ -207,7 +221,7 @@ class _Wording:
         for table, keys in self._tables.items():
             if key in keys:
                 return f": it belongs to {table}"
-        return f"; known are {_listed(known)}"
+        return f"; known keys: {_listed(known)}"
 
 
 def _reason(error: ValidationError) -> str:
@@ -216,7 +230,7 @@ def _reason(error: ValidationError) -> str:
         return write(error.validator_value, error.instance)
     schema: Any = error.schema
     words = schema.get("errorMessage", {})
-    return str(words.get(error.validator, f"breaks the rule `{error.validator}` of the schema"))
+    return str(words.get(error.validator, f"violates the rule `{error.validator}` of the schema"))
 
 
 def _wrong_type(rule: Any, value: Any) -> str:
@@ -234,7 +248,7 @@ def _wrong_constant(rule: Any, value: Any) -> str:
     if rule is True:
         return f"must be true, not {_described(value)}"
     if type(value) is int and value > rule:  # the only number that is fixed is the version
-        return f"is {_described(value)}, which this nixa is too old for: it knows version {rule}"
+        return f"is {_described(value)}, which is too new for this nixa: it knows version {rule}"
     return f"must be {rule}, not {_described(value)}"
 
 
@@ -261,7 +275,7 @@ _REASONS: dict[str, Callable[[Any, Any], str]] = {
     "dependentRequired": _alone,
     "minLength": lambda _rule, _value: "must not be empty",
     "minItems": lambda _rule, _value: "must not be empty",
-    "uniqueItems": lambda _rule, _value: "names something twice",
+    "uniqueItems": lambda _rule, _value: "lists something twice",
     "minimum": lambda rule, value: f"must be at least {rule}, not {_described(value)}",
     "exclusiveMinimum": lambda rule, value: f"must be above {rule}, not {_described(value)}",
     "maximum": lambda rule, value: f"must be at most {rule}, not {_described(value)}",

@@ -61,19 +61,19 @@ def _from_sri(algorithm: str, encoded: str) -> str:
     except (UnicodeEncodeError, binascii.Error) as error:
         odd = next((char for char in encoded if not re.fullmatch(r"[A-Za-z0-9+/=]", char)), None)
         if odd is not None:
-            raise ValueError(f"holds {odd!a}, which base64 does not know") from error
-        raise ValueError("is no whole base64: characters or the `=` at its end are missing") from error
+            raise ValueError(f"contains {odd!a}, which is not a base64 character") from error
+        raise ValueError("is incomplete base64: characters or the final `=` are missing") from error
     if len(digest) != SIZE:
-        raise ValueError(f"stands for {len(digest)} bytes; a SHA-256 has {SIZE}")
+        raise ValueError(f"encodes {len(digest)} bytes; a SHA-256 has {SIZE}")
     if base64.b64encode(digest).decode("ascii") != encoded:
-        raise ValueError("is no base64 that any tool would write: its last characters hold stray bits")
+        raise ValueError("is not canonical base64: its last characters hold stray bits")
     return digest.hex()
 
 
 def _from_hex(text: str) -> str:
     for char in text:
         if char not in "0123456789abcdefABCDEF":
-            raise ValueError(f"holds {char!a}, which is no hex digit")
+            raise ValueError(f"contains {char!a}, which is not a hex digit")
     if len(text) != HEX_LENGTH:
         raise ValueError(f"is {len(text)} characters long; a SHA-256 in hex has {HEX_LENGTH}")
     return text.lower()
@@ -83,8 +83,8 @@ def _from_base32(text: str) -> str:
     number = 0
     for char in text:
         if char not in _VALUES:
-            raise ValueError(f"holds {char!a}, which Nix base32 does not know")
+            raise ValueError(f"contains {char!a}, which is not a Nix base32 character")
         number = number << 5 | _VALUES[char]
     if number >> (8 * SIZE):
-        raise ValueError("is no Nix base32 of a SHA-256: its first character is above `1`")
+        raise ValueError("is not the Nix base32 of a SHA-256: its first character is above `1`")
     return number.to_bytes(SIZE, "little").hex()

@@ -151,7 +151,7 @@ def _value(data: Any, path: KeyPath) -> Any:
 
 
 def _sorted(value: Any) -> Any:
-    """The value with its keys in order: where a new key stands does not matter."""
+    """The value with its keys in order: where a new key is does not matter."""
     if isinstance(value, dict):
         return {key: _sorted(value[key]) for key in sorted(value)}
     return [_sorted(item) for item in value] if isinstance(value, list) else value

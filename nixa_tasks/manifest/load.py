@@ -35,8 +35,8 @@ _REPEATED = re.compile(r"Cannot (overwrite|declare|mutate|redefine)|Duplicate")
 _PLAINER = {
     "Illegal character '\\n'": "a quote is left open",
     "Unterminated string": "a quote is left open",
-    "Invalid value": "no value that TOML knows (a text needs quotes)",
-    "Invalid initial character for a key part": "no key that TOML knows",
+    "Invalid value": "not a TOML value (text needs quotes)",
+    "Invalid initial character for a key part": "not a TOML key",
 }
 _HINT = (
     "write one (README, `A real fleet in five minutes`), or start with practice machines:\n"
@@ -170,7 +170,7 @@ def _decode(path: Path, content: bytes) -> str:
         raise _unusable(path, "is UTF-16, not UTF-8: save it as UTF-8", line=1)
     if content.startswith(b"\xef\xbb\xbf"):
         raise _unusable(path, "starts with a byte-order mark: save it as UTF-8 without one", line=1)
-    for wrong, reason in ((content.find(b"\0"), "holds a NUL byte"), _first_undecodable(content)):
+    for wrong, reason in ((content.find(b"\0"), "contains a NUL byte"), _first_undecodable(content)):
         if wrong >= 0:
             raise _unusable(path, reason, line=content.count(b"\n", 0, wrong) + 1)
     return content.decode()
@@ -180,7 +180,7 @@ def _first_undecodable(content: bytes) -> tuple[int, str]:
     try:
         content.decode()
     except UnicodeDecodeError as error:
-        return error.start, f"is not UTF-8: the byte 0x{content[error.start]:02x} does not belong there"
+        return error.start, f"is not UTF-8: the byte 0x{content[error.start]:02x} is invalid there"
     return -1, ""
 
 
@@ -195,7 +195,7 @@ def _parse(path: Path, text: str) -> Mapping[str, Any]:
     except ValueError:  # Python turns no more than some 4300 digits into a number
         digits = re.search(r"[0-9_]{4000}", text)
         line = text.count("\n", 0, digits.start()) + 1 if digits else 1
-        raise _unusable(path, "is not TOML: a number without end", line=line) from None
+        raise _unusable(path, "is not TOML: a number too long to read", line=line) from None
     if findings := _excesses(data):
         raise _error(path, text, findings)
     return data
@@ -241,7 +241,7 @@ def _syntax_error(path: Path, text: str, message: str) -> ManifestError:
             Problem(
                 places.line_at(entry.part),
                 key_text(key),
-                f"is there already, in line {places.line(key)}",
+                f"is already defined in line {places.line(key)}",
             )
             for key, entry in places.duplicates
         ]

@@ -1,4 +1,4 @@
-"""Where in the text of a TOML file a key stands: for messages with lines, and for exact edits.
+"""Where each key is in the text of a TOML file, for messages with line numbers.
 
 A tolerant scanner, not a parser: tomllib decides what is valid and what it means. This one only
 notes offsets, never fails, and goes on at the next line after what it does not understand.
@@ -35,7 +35,7 @@ _SCALAR = re.compile(r"[^,\[\]{}#\"'\n]+")
 class Entry:
     """One `key = value`, list item, or header, by offsets into the text. `part` is where the last
     part of the key begins; a header has no value (`value` and `end` are the header's own end).
-    `is_inline`: it stands in an inline table or a list."""
+    `is_inline`: in an inline table or a list."""
 
     start: int
     part: int
@@ -78,7 +78,7 @@ def locate(text: str) -> Locations:
 
 
 class _Lost(Exception):
-    """What stands here is not understood."""
+    """The scanner does not understand the text here."""
 
 
 class _Scanner:

@@ -363,7 +363,7 @@ class Host:
     )  # fmt: skip
     disk_encryption_keys: tuple[tuple[str, SecretSource], ...] = key(
         SECRETS, "Disk encryption keys",
-        "For each path in the installer, the file or `{ command = […] }` that holds the secret; put there "
+        "For each path in the installer, the file or `{ command = […] }` that has the secret; put there "
         "before the disks are made.",
         default=(), otherwise="none", example={"/tmp/luks.key": "secrets/web1.luks"},  # noqa: S108
     )  # fmt: skip
@@ -403,8 +403,8 @@ class Fleet:
 
     flake: str = key(
         local(paths.flake, WORD), "Flake",
-        "The flake of every host: a path (relative to hosts.toml), `git+…`, `github:…`. Without an attribute: "
-        "that is a host's `flake_attr`.",
+        "The flake of every host: a path (relative to hosts.toml; `~` and `${VAR}` are expanded), `git+…`, "
+        "`github:…` (no variables there). Without an attribute: that is a host's `flake_attr`.",
         default=".", example="git+ssh://git@example.org/infra",
     )  # fmt: skip
     cache: Path | None = key(

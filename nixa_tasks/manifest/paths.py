@@ -12,7 +12,7 @@ from nixa_tasks.text import shown
 
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# Kinds of flake references that stand for a place of their own; `path:` and `git+file:` are local.
+# Kinds of flake references that are complete by themselves; `path:` and `git+file:` are local.
 _FLAKE_KINDS = frozenset(
     {
         "github", "gitlab", "sourcehut", "git", "git+https", "git+http", "git+ssh", "git+git", "git+file",
@@ -31,7 +31,7 @@ def expand(text: str) -> str:
     def value_of(found: re.Match[str]) -> str:
         variable = found[1]
         if not _VARIABLE_NAME.fullmatch(variable):
-            raise ValueError(f"holds {shown(found[0])}, which is no variable's name")
+            raise ValueError(f"contains {shown(found[0])}, which is not a variable name")
         value = os.environ.get(variable, "")
         if not value:
             raise ValueError(f"needs the environment variable `{variable}`, which is not set")
@@ -39,12 +39,12 @@ def expand(text: str) -> str:
 
     replaced = _VARIABLE.sub(value_of, text)
     if "${" in _VARIABLE.sub("", text):
-        raise ValueError(f"holds a `${{` without its `}}`: {shown(text)}")
+        raise ValueError(f"contains a `${{` without its `}}`: {shown(text)}")
     if text.startswith("~"):
         try:
             replaced = str(Path(replaced).expanduser())
         except RuntimeError:
-            raise ValueError(f"names no user of this machine: {shown(text.partition('/')[0])}") from None
+            raise ValueError(f"names an unknown user: {shown(text.partition('/')[0])}") from None
     return values.clean(replaced)
 
 
@@ -72,10 +72,12 @@ def flake(text: str, root: Path) -> str:
     """A flake reference that means the same from any folder."""
     kind = values.scheme(text)
     if "#" in text:
-        raise ValueError(f"holds a `#`: {shown(text)}; the attribute belongs to a host's `flake_attr`")
+        raise ValueError(f"contains a `#`: {shown(text)}; the attribute belongs to a host's `flake_attr`")
     if kind is not None and kind not in _FLAKE_KINDS:
-        raise ValueError(f"is of the kind `{kind}:`, which is no flake reference that Nix knows")
+        raise ValueError(f"is of the kind `{kind}:`, which Nix does not know as a flake reference")
     values.word(text)
+    if "${" in text and kind not in (None, *_LOCAL_KINDS):
+        raise ValueError(f"contains `${{`: {shown(text)}; variables are expanded in paths only")
     if kind is None:
         place, mark, query = text.partition("?")
         return _local(place, root) + mark + query
@@ -101,9 +103,9 @@ def installable(text: str, root: Path) -> str:
         return text
     reference, mark, attribute = text.partition("#")
     if not mark or not attribute:
-        raise ValueError(f"names no attribute: {shown(text)}; write `FLAKE#packages.SYSTEM.NAME`")
+        raise ValueError(f"has no attribute: {shown(text)}; write `FLAKE#packages.SYSTEM.NAME`")
     if not _INSTALLABLE_ATTRIBUTE.fullmatch(attribute):
-        raise ValueError(f"holds an attribute that is none: {shown(attribute)}")
+        raise ValueError(f"has an invalid attribute: {shown(attribute)}")
     if values.scheme(reference) is None and not reference.startswith((".", "/", "~")) and reference:
         return text  # `nixpkgs#hello`: a name of the flake registry
     return f"{flake(reference or '.', root)}#{attribute}"

@@ -28,36 +28,41 @@ _FINGERPRINT_LENGTH = 43
 
 def parse_host_key(text: str) -> str:
     """`TYPE BLOB` without the comment, or `SHA256:…`. Raises ValueError with the reason."""
+    if text.startswith("SHA256:"):
+        return _fingerprint(clean(text))
+    if text.upper().startswith("MD5:"):
+        raise ValueError("is an MD5 fingerprint; `ssh-keygen -lf FILE` prints the SHA256: one")
+    return " ".join(parse_public_key(text))
+
+
+def parse_public_key(text: str) -> tuple[str, str]:
+    """Type and base64 blob of an OpenSSH public key, a comment left out. Raises ValueError with the reason."""
     if "PRIVATE KEY" in text:
-        raise ValueError("is a private key; the public one is needed (and this one is no secret any more)")
+        raise ValueError("is a private key; the public one is needed (and this one is no longer secret)")
     clean(text)
     if text.startswith("-"):
         raise ValueError("starts with `-`; an OpenSSH public key or a SHA256: fingerprint is needed")
-    if text.startswith("SHA256:"):
-        return _fingerprint(text)
-    if text.upper().startswith("MD5:"):
-        raise ValueError("is an MD5 fingerprint; `ssh-keygen -lf FILE` prints the SHA256: one")
     kind, *rest = text.split()
     if kind not in _FIELDS:
         raise ValueError(_what_else(kind, rest))
     if not rest:
-        raise ValueError(f"names the type {shown(kind)} but holds no key")
+        raise ValueError(f"names the type {shown(kind)} but has no key")
     _check_blob(kind, rest[0])
-    return f"{kind} {rest[0]}"
+    return kind, rest[0]
 
 
 def _fingerprint(text: str) -> str:
     encoded = text.removeprefix("SHA256:")
     if len(encoded) != _FINGERPRINT_LENGTH:
         raise ValueError(
-            f"is a fingerprint of {len(encoded)} characters; after `SHA256:` stand {_FINGERPRINT_LENGTH}"
+            f"is a fingerprint of {len(encoded)} characters; {_FINGERPRINT_LENGTH} must follow `SHA256:`"
         )
     try:
         digest = base64.b64decode((encoded + "=").encode("ascii"), validate=True)
     except (UnicodeEncodeError, binascii.Error) as error:
         raise ValueError(f"is a fingerprint that is not base64: {shown(text)}") from error
     if base64.b64encode(digest).decode("ascii") != encoded + "=":
-        raise ValueError("is a fingerprint that no key can have: its last character is wrong")
+        raise ValueError("is not the fingerprint of any key: its last character is wrong")
     return text
 
 
@@ -65,7 +70,7 @@ def _what_else(kind: str, rest: list[str]) -> str:
     if "-cert-v01@" in kind:
         return "is a certificate; the host's plain public key is needed"
     if kind == "ssh-dss":
-        return "is a DSA key, which OpenSSH does not take any more"
+        return "is a DSA key, which OpenSSH no longer accepts"
     found = next((word for word in rest if word in _FIELDS), None)
     if found:
         return f"has {shown(kind)} in front (a line of known_hosts?); begin with `{found}`"
@@ -76,12 +81,12 @@ def _check_blob(kind: str, encoded: str) -> None:
     try:
         blob = base64.b64decode(encoded.encode("ascii"), validate=True)
     except (UnicodeEncodeError, binascii.Error) as error:
-        raise ValueError(f"is no whole public key: what follows {shown(kind)} is not base64") from error
+        raise ValueError(f"is not a valid public key: what follows {shown(kind)} is not base64") from error
     fields = _split(blob)
     if fields is None or not fields:
-        raise ValueError("is no whole public key: it is cut off or has something added")
+        raise ValueError("is not a complete public key: it is cut off or has something appended")
     if fields[0] != kind.encode("ascii"):
-        raise ValueError(f"says {shown(kind)} but holds a {shown(fields[0].decode('latin-1'))} key")
+        raise ValueError(f"says {shown(kind)} but contains a {shown(fields[0].decode('latin-1'))} key")
     wrong_size = kind == "ssh-ed25519" and len(fields[-1]) != _ED25519_SIZE
     if len(fields) != _FIELDS[kind] or wrong_size or not all(fields):
         raise ValueError(f"is no {shown(kind)} key: its parts are not those of one")

@@ -36,9 +36,9 @@ class SelectionError(UsageError):
         line = "".join(char if char.isascii() and char.isprintable() else "?" for char in expression)
         start = max(0, position - 60)
         super().__init__(
-            f"this choice of hosts can't be served: {reason}",
+            f"invalid host selection: {reason}",
             tail=(line[start : start + 100], " " * (position - start) + "^"),
-            hint="choose by name, glob (web*) or tag (@web) with and, or, not, ( )",
+            hint="select by name, glob (web*) or tag (@web) with and, or, not, ( )",
         )
         self.expression = expression
         self.position = position
@@ -47,7 +47,7 @@ class SelectionError(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Atom:
-    """One word: a name, a tag (`@…`), or a glob of either. `position` is where it stands."""
+    """One word: a name, a tag (`@…`), or a glob of either. `position` counts from 0."""
 
     text: str
     position: int
@@ -188,7 +188,8 @@ class _Evaluation:
     def _unknown(self, text: str) -> str:
         what = "no tag is" if text.startswith("@") else "no host is"
         if _GLOB.search(text):
-            return f"{what} like {shown(text)}"
+            kind = "tag" if text.startswith("@") else "host"
+            return f"no {kind} matches {shown(text)}"
         if not text.startswith("@") and text in self._tags:
             return f"no host is called {shown(text)}: did you mean the tag `@{printable(text)}`?"
         words = [f"@{tag}" for tag in self._tags] + [*self._hosts, *_OPERATORS, "not"]

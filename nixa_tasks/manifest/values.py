@@ -1,5 +1,5 @@
-"""Single values of the manifest: each function takes what the user wrote and gives what the model
-holds, or raises ValueError with the reason in words that follow the key ("is empty").
+"""Single values of the manifest: each function takes what the user wrote and returns what the model
+keeps, or raises ValueError with a reason that follows the key ("is empty").
 
 What could be taken for an option, for shell text, or for something else than it looks like is
 refused here, so that no later step has to think of it.
@@ -61,7 +61,7 @@ _SSH_OPTIONS_WITH_A_KEY = {"user": "user", "port": "port"}
 def clean(text: str, *, newlines: bool = False) -> str:
     """A text of one line (or of several, with `newlines`) without control or invisible characters."""
     if not text.strip():
-        raise ValueError("is empty" if not text else "holds nothing but white space")
+        raise ValueError("is empty" if not text else "contains only white space")
     if text.isascii() and text.isprintable():
         return text
     for char in text:
@@ -69,11 +69,11 @@ def clean(text: str, *, newlines: bool = False) -> str:
         if char in "\n\t" and newlines:
             continue
         if char in "\n\r":
-            raise ValueError("holds a newline")
+            raise ValueError("contains a newline")
         if category == "Cc":
-            raise ValueError(f"holds the control character {escape(char)}")
+            raise ValueError(f"contains the control character {escape(char)}")
         if category[0] in "CZ" and char != " ":
-            raise ValueError(f"holds the invisible character U+{ord(char):04X}")
+            raise ValueError(f"contains the invisible character U+{ord(char):04X}")
     return text
 
 
@@ -95,9 +95,9 @@ def word(text: str) -> str:
         return text
     clean(text)
     if text.startswith("-"):
-        raise ValueError(f"starts with `-`, so that a tool would take it for an option: {shown(text)}")
+        raise ValueError(f"starts with `-`, which a tool would take for an option: {shown(text)}")
     if any(char.isspace() for char in text):
-        raise ValueError(f"holds white space: {shown(text)}")
+        raise ValueError(f"contains white space: {shown(text)}")
     return text
 
 
@@ -106,14 +106,14 @@ def name(text: str) -> str:
     word(text)
     if not _NAME.fullmatch(text):
         odd = next((char for char in text if not re.fullmatch(r"[A-Za-z0-9._-]", char)), None)
-        reason = f"holds {character(odd)}" if odd else f"starts with {shown(text[0])}"
+        reason = f"contains {character(odd)}" if odd else f"starts with {shown(text[0])}"
         raise ValueError(
-            f"{reason}; a name holds letters, digits, `.`, `_`, `-` and starts with a letter or digit"
+            f"{reason}; a name has letters, digits, `.`, `_` and `-`, and starts with a letter or digit"
         )
     if len(text) > _NAME_LENGTH:
         raise ValueError(f"is {len(text)} characters long; a name has at most {_NAME_LENGTH}")
     if text.casefold() in RESERVED_WORDS:
-        raise ValueError(f"is {shown(text)}, which stands for itself in `--on '@web and not web3'`")
+        raise ValueError(f"is {shown(text)}, which is an operator in `--on '@web and not web3'`")
     return text
 
 
@@ -121,7 +121,7 @@ def user(text: str) -> str:
     """A login name."""
     word(text)
     if not _USER.fullmatch(text):
-        raise ValueError(f"is no login name: {shown(text)}")
+        raise ValueError(f"is not a valid login name: {shown(text)}")
     return text
 
 
@@ -139,7 +139,7 @@ def address(text: str) -> str:
     """A target without a login."""
     word(text)
     if "@" in text:
-        raise ValueError(f"holds a login: {shown(text)}; only the address belongs here")
+        raise ValueError(f"contains a login: {shown(text)}; only the address belongs here")
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     if bare.count(":") > 1 or bare != text:
         return _ipv6(text, bare)
@@ -153,9 +153,9 @@ def address(text: str) -> str:
                 raise ValueError(f"is neither an IPv4 address nor a name: {shown(text)}") from error
         return text
     if ":" in text:
-        raise ValueError(f"holds a `:`: {shown(text)}; a port belongs to the key `port`")
+        raise ValueError(f"contains a `:`: {shown(text)}; a port belongs to the key `port`")
     odd = next((char for char in text if not re.fullmatch(r"[A-Za-z0-9._-]", char)), text[0])
-    raise ValueError(f"holds {character(odd)}, which no address has: {shown(text)}")
+    raise ValueError(f"contains {character(odd)}, which is not allowed in an address: {shown(text)}")
 
 
 def _ipv6(text: str, bare: str) -> str:
@@ -164,10 +164,10 @@ def _ipv6(text: str, bare: str) -> str:
         parsed = ipaddress.IPv6Address(number)
     except ValueError as error:
         if text.startswith("[") and "]:" in text:
-            raise ValueError(f"holds a port: {shown(text)}; it belongs to the key `port`") from error
-        raise ValueError(f"is no IPv6 address: {shown(text)}") from error
+            raise ValueError(f"contains a port: {shown(text)}; it belongs to the key `port`") from error
+        raise ValueError(f"is not a valid IPv6 address: {shown(text)}") from error
     if percent and not (parsed.is_link_local and _ZONE.fullmatch(zone)):
-        raise ValueError(f"holds a zone that it can't have: {shown(text)}")
+        raise ValueError(f"has a zone, which such an address can't have: {shown(text)}")
     return bare
 
 
@@ -178,34 +178,34 @@ def url(text: str) -> str:
         parts = urlsplit(text)
         port = parts.port
     except ValueError as error:
-        raise ValueError(f"is no URL: {shown(text)}") from error
+        raise ValueError(f"is not a valid URL: {shown(text)}") from error
     if not _URL_CHARACTERS.fullmatch(text):
         odd = next(char for char in text if not _URL_CHARACTERS.fullmatch(char))
-        raise ValueError(f"holds {character(odd)}, which a URL can't hold: {shown(text)}")
+        raise ValueError(f"contains {character(odd)}, which is not allowed in a URL: {shown(text)}")
     match parts.scheme.lower():
         case "http" | "https":
             if not parts.hostname or port == 0:
-                raise ValueError(f"names no server: {shown(text)}")
+                raise ValueError(f"has no server name: {shown(text)}")
             if "@" in parts.netloc:
-                raise ValueError("holds a login; put it into ~/.netrc, where no log shows it")
+                raise ValueError("contains a login; put it into ~/.netrc, where no log shows it")
             address(parts.hostname)
         case "file":
             if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-                raise ValueError(f"is no `file:///absolute/path`: {shown(text)}")
+                raise ValueError(f"is not `file:///absolute/path`: {shown(text)}")
         case other:
-            raise ValueError(f"is of the kind `{other}:`; https, http, file, and plain paths are served")
+            raise ValueError(f"is of the kind `{other}:`; use https, http, file or a path")
     return text
 
 
 def web_url(text: str) -> str:
     """A URL that a health check asks."""
     if not re.match(r"(?i:https?)://", text):
-        raise ValueError(f"is no http or https URL: {shown(text)}")
+        raise ValueError(f"is not an http or https URL: {shown(text)}")
     return url(text)
 
 
 def scheme(text: str) -> str | None:
-    """What stands before the first `:` if the text looks like a URL."""
+    """The part before the first `:` if the text looks like a URL."""
     found = _SCHEME.match(text)
     return found[1].lower() if found else None
 
@@ -214,7 +214,7 @@ def flake_attribute(text: str) -> str:
     """The name below `nixosConfigurations`, without quotes."""
     word(text)
     if not _ATTRIBUTE.fullmatch(text):
-        raise ValueError(f"is no name below nixosConfigurations: {shown(text)}")
+        raise ValueError(f"is not a valid name below nixosConfigurations: {shown(text)}")
     return text
 
 
@@ -239,7 +239,7 @@ def kexec_flags(text: str) -> str:
     if text and not _KEXEC_FLAGS.fullmatch(text):
         clean(text)
         odd = next(char for char in text if not _KEXEC_FLAGS.fullmatch(char))
-        raise ValueError(f"holds {character(odd)}, which the host's shell could obey: {shown(text)}")
+        raise ValueError(f"contains {character(odd)}, which the host's shell could interpret: {shown(text)}")
     return text
 
 
@@ -247,11 +247,13 @@ def remote_path(text: str) -> str:
     """An absolute path on the host, of characters that no shell obeys."""
     clean(text)
     if not text.startswith("/"):
-        raise ValueError("is no absolute path on the host")
+        raise ValueError("is not an absolute path on the host")
     if any(part in ("..", ".") for part in text.split("/")):
-        raise ValueError("holds `.` or `..` as a folder")
+        raise ValueError("contains `.` or `..` as a folder")
     if not _REMOTE_PATH.fullmatch(text):
-        raise ValueError("is no plain path on the host: letters, digits and `_.,@+=-` between single `/`")
+        raise ValueError(
+            "is not a plain path on the host: use letters, digits and `_.,@+=-` between single `/`"
+        )
     return text
 
 
@@ -259,8 +261,8 @@ def command(words: list[str]) -> tuple[str, ...]:
     """A command as words, the first of which is the program."""
     for part in words:
         if "\0" in part:
-            raise ValueError("holds a NUL character")
+            raise ValueError("contains a NUL character")
     clean(words[0])
     if words[0].startswith("-"):
-        raise ValueError(f"starts with `-`, so that it is no program: {shown(words[0])}")
+        raise ValueError(f"starts with `-`, so it can't be a program: {shown(words[0])}")
     return tuple(words)

@@ -202,6 +202,10 @@ CASES: dict[str, str | bytes] = {
     "an unknown image in defaults": (
         'version = 1\n[defaults]\nkexec = "own"\n[hosts]\na.target = "a"\nb.target = "b"\n'
     ),
+    "names that differ only in case": host() + '[hosts.Web1]\ntarget = "192.0.2.2"\n',
+    "images whose names differ only in case": image('installable = ".#a"')
+    + '[kexec.X86_64-linux]\ninstallable = ".#b"\n',
+    "a variable in a reference that is no path": fleet('flake = "git+ssh://git@${HOST}/infra"'),
     "two hosts of one target": host() + '[hosts.web2]\ntarget = "admin@192.0.2.1"\nport = 22\n',
     "two hosts of one name in letters of two sizes": (
         'version = 1\n[hosts]\na.target = "web.example.org"\nb = { target = "WEB.example.org." }\n'
