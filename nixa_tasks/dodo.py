@@ -16,7 +16,7 @@ _commands = Commands(Path.cwd())
 
 DOIT_CONFIG = _commands.configuration()
 
-task_deploy, task_evaluate, task_build, task_reach, task_trust, task_rollback, task_reinstall, \
+task_deploy, task_evaluate, task_build, task_reach, task_trust, task_keys, task_rollback, task_reinstall, \
     task_history, task_hardware, task_kexec, task_checksum, task_pin, task_remove_images, task_plan, \
     task_status, task_report, task_gc = (creator(family, _commands.run) for family in ALL)  # fmt: skip
 

@@ -19,7 +19,10 @@ from nixa_tasks.errors import NixaError
 from nixa_tasks.files import locked, write_bytes
 from nixa_tasks.manifest.model import Host, InstallPolicy
 from nixa_tasks.manifest.public_key import parse_public_key
+from nixa_tasks.process.run import Processes
+from nixa_tasks.state.private_dir import memory_folder, temporary
 
+_KEYGEN_SECONDS = 30.0
 _BESIDE = "beside-pin:"
 
 
@@ -181,3 +184,13 @@ def mismatch(host: Host, expected: Expectation, shown: HostKey | None) -> HostKe
         hint=f"if this is another machine at the same address, correct `target`\n"
         f"if it was re-imaged or runs a rescue system: doit trust:{host.name}{pinned}",
     )
+
+
+def generate(host: Host, processes: Processes) -> tuple[bytes, HostKey]:
+    """A new ed25519 host key for a machine that is not installed yet: the private key as OpenSSH
+    writes it, without a passphrase, and the public one. Raises NixaError where there is no ssh-keygen."""
+    with memory_folder(temporary(), processes) as folder:
+        path = folder / "key"
+        argv = ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"root@{host.name}", "-f", str(path))
+        processes.run(argv, deadline=_KEYGEN_SECONDS, host=host.name, what="ssh-keygen")
+        return path.read_bytes(), HostKey.parse(path.with_suffix(".pub").read_text().strip())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,10 +18,15 @@ if TYPE_CHECKING:
     from nixa_tasks.state.receipt import Receipt
 
 _GIT_SECONDS = 30.0
+_KEY_COMMAND_SECONDS = 120.0
 
 
 PIN: Params = ({"name": "pin", "long": "pin", "type": bool, "default": False,
                 "help": "write the key into hosts.toml as host_key"},)  # fmt: skip
+KEY_OPTIONS: Params = ({"name": "to", "long": "to", "type": str, "default": "",
+                        "help": "the file for the private key, such as one below `extra_files`"},
+                       {"name": "into", "long": "into", "type": str, "default": "",
+                        "help": "a command that reads the private key from its standard input"}, *PIN)  # fmt: skip
 YES_WIPE: Params = ({"name": "yes_wipe", "long": "yes-wipe", "type": str, "default": "",
                      "help": "the host's name: wipe its disk without asking"},)  # fmt: skip
 JSON: Params = ({"name": "as_json", "long": "json", "type": bool, "default": False,
@@ -84,6 +90,13 @@ def trust_tasks(run: Run, hosts: Iterable[str]) -> Iterator[Task]:
     for host in hosts:
         yield on_demand(
             run, "trust", host, _trust, PIN, doc="take the host key that it shows now as the right one"
+        )
+
+
+def keys_tasks(run: Run, hosts: Iterable[str]) -> Iterator[Task]:
+    for host in hosts:
+        yield on_demand(
+            run, "keys", host, _make_key, KEY_OPTIONS, doc="make its ssh host key before it is installed"
         )
 
 
@@ -267,6 +280,52 @@ def _trust(run: Run, host: str, pin: bool) -> None:
     run.results.show("\n".join(lines), host=host)
 
 
+def _make_key(run: Run, host: str, to: str, into: str, pin: bool) -> None:
+    from nixa_tasks.files import write_bytes
+    from nixa_tasks.host.host_key import generate
+    from nixa_tasks.manifest.edit import set_host_key
+    from nixa_tasks.process.run import Place
+
+    declared = run.manifest.hosts[host]
+    if bool(to) == bool(into):
+        raise UsageError(
+            "where should the private key go: into a file, or to a command's standard input?",
+            host=host,
+            hint=f"doit keys:{host} --to secrets/{host}/etc/ssh/ssh_host_ed25519_key --pin\n"
+            f"doit keys:{host} --into 'sops encrypt --output secrets/{host}.key /dev/stdin' --pin",
+        )
+    path = run.manifest.path.parent / Path(to).expanduser()
+    if to and path.exists():
+        raise UsageError(
+            f"{to} exists; a host key is never overwritten", host=host, hint="choose another file"
+        )
+    private, public = generate(declared, run.processes)
+    if to:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, private, 0o600)
+    else:
+        run.processes.run(
+            tuple(shlex.split(into)),
+            deadline=_KEY_COMMAND_SECONDS,
+            stdin=private,
+            place=Place(cwd=run.manifest.path.parent),
+            host=host,
+            what=f"the command for the private key ({shlex.split(into)[0]})",
+        )
+    if to and _would_be_committed(run, path):
+        run.journal.note(
+            host, "keys", f"git does not ignore {to}: add it to .gitignore, or encrypt it (--into)"
+        )
+    lines = [f"{host}: {public.text}", f"{host}: private key written to {to or shlex.split(into)[0]}"]
+    if pin:
+        set_host_key(run.manifest.path, host, public.text)
+        lines.append(
+            f"{host}: written to {run.manifest.path.name} as host_key; before the first deploy, take the key "
+            f"that the machine has now as well: doit trust:{host}"
+        )
+    run.results.show("\n".join(lines), host=host)
+
+
 def _history(run: Run, host: str, as_json: bool) -> None:
     from nixa_tasks.fleet.history import read, render
     from nixa_tasks.text import terminal_width
@@ -319,13 +378,20 @@ def _hardware_report(run: Run, host: str, command: tuple[str, ...]) -> bytes:
             reached.ssh.disconnect()
 
 
+def _would_be_committed(run: Run, path: Path) -> bool:
+    """Whether `git add .` would take the file."""
+    return _git(run, path, "rev-parse", "--is-inside-work-tree") and not _git(
+        run, path, "check-ignore", "-q", "--", path.name
+    )
+
+
 def _is_untracked(run: Run, path: Path) -> bool:
     """Whether git has a work tree there and does not know the file."""
-
-    def git(*words: str) -> bool:
-        argv = ("git", "-C", str(path.parent), *words)
-        return run.processes.run(argv, deadline=_GIT_SECONDS, check=False).is_ok
-
-    return git("rev-parse", "--is-inside-work-tree") and not git(
-        "ls-files", "--error-unmatch", "--", path.name
+    return _git(run, path, "rev-parse", "--is-inside-work-tree") and not _git(
+        run, path, "ls-files", "--error-unmatch", "--", path.name
     )
+
+
+def _git(run: Run, path: Path, *words: str) -> bool:
+    argv = ("git", "-C", str(path.parent), *words)
+    return run.processes.run(argv, deadline=_GIT_SECONDS, check=False).is_ok
