@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -40,20 +41,19 @@ def store_path(path: str | None) -> str:
     return f"{name[:7]}…{name[32:]}"[:34]
 
 
-def terminal_width() -> int:
-    """Columns of the terminal, or those that a file is written for."""
-    return shutil.get_terminal_size((100, 24)).columns
+def terminal_width() -> int | None:
+    """Columns of the terminal that standard output is; None where it is none, and nothing is cut."""
+    return shutil.get_terminal_size().columns if os.isatty(1) else None
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Aligned columns of at most `width` characters a line; the last column is cut to fit."""
-    cells = [list(head), *(list(row) for row in rows)]
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
+    """Aligned columns, a line a row; a line longer than `width` characters is cut at its end."""
+    cells = [list(head), *([" ".join(cell.split()) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    lines = []
-    for row in cells:
-        line = "  ".join(cell.ljust(widths[column]) for column, cell in enumerate(row)).rstrip()
-        lines.append(line if len(line) <= width else line[: max(1, width - 1)] + "…")
-    return lines
+    lines = ["  ".join(cell.ljust(widths[at]) for at, cell in enumerate(row)).rstrip() for row in cells]
+    if width is None:
+        return lines
+    return [line if len(line) <= width else line[: max(1, width - 1)] + "…" for line in lines]
 
 
 def printable(text: str) -> str:

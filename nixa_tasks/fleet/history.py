@@ -21,7 +21,7 @@ def read(layout: Layout, host: Host, access: Access) -> tuple[list[Receipt], str
     except NixaError as error:
         place = layout.host(host.name).history
         lines = place.read_text().splitlines() if place.exists() else []
-        return parse_history(lines), f"remembered here, since {host.name} was not reached: {error.what}"
+        return parse_history(lines), f"remembered here; {error.what}"
     try:
         is_root = reached.facts.elevation is not None
         return read_history(reached.ssh, root=is_root), "the host's own record"
@@ -29,13 +29,13 @@ def read(layout: Layout, host: Host, access: Access) -> tuple[list[Receipt], str
         reached.ssh.disconnect()
 
 
-def render(host: str, receipts: list[Receipt], source: str, width: int, *, as_json: bool) -> str:
+def render(host: str, receipts: list[Receipt], source: str, width: int | None, *, as_json: bool) -> str:
     """A table, newest last, of at most `width` columns, or one JSON document with all that is on record."""
     if as_json:
         document = {"host": host, "source": source, "deploys": [receipt.to_json() for receipt in receipts]}
         return json.dumps(document, indent=2, ensure_ascii=False)
     if not receipts:
-        return f"{host}: nothing was deployed yet ({source})"
+        return f"{host}: nothing has been deployed yet ({source})"
     rows = [
         (
             one.started_at,
@@ -49,7 +49,7 @@ def render(host: str, receipts: list[Receipt], source: str, width: int, *, as_js
         for one in _ends(receipts)
     ]
     head = ("started", "mode", "outcome", "time", "runs", "flake", "operator")
-    return "\n".join([*text.table(head, rows, width), f"({source})"])
+    return "\n".join([f"{host} ({source})", *text.table(head, rows, width)])
 
 
 def _revision(flake: str | None) -> str:

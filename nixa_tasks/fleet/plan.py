@@ -78,7 +78,7 @@ def _names(paths: frozenset[str]) -> tuple[str, ...]:
     return tuple(sorted(path.rpartition("/")[2][33:] for path in paths))
 
 
-def render(rows: Sequence[Planned], width: int) -> str:
+def render(rows: Sequence[Planned], width: int | None) -> str:
     """A table, and below it what each closure gains and loses."""
     if not rows:
         return "hosts.toml declares no host"
@@ -97,7 +97,7 @@ def render(rows: Sequence[Planned], width: int) -> str:
     return "\n".join(lines)
 
 
-def _table(rows: Sequence[Planned], width: int) -> list[str]:
+def _table(rows: Sequence[Planned], width: int | None) -> list[str]:
     if all(row.wave is None for row in rows):
         return text.table(
             ("host", "action", "why"), [(row.host, row.action, row.reason) for row in rows], width

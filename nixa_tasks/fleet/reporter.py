@@ -6,7 +6,6 @@ Fed by the journal's events from many threads. Knows nothing of doit.
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -99,7 +98,7 @@ class Lines:
 
 def summary(results: Sequence[Result], errors: Sequence[NixaError], width: int | None = None) -> list[str]:
     """The end of a run: the errors in full, then one table."""
-    width = width or shutil.get_terminal_size((100, 24)).columns
+    width = width or text.terminal_width()
     lines: list[str] = []
     for error in errors:
         lines += ["", *error.render().splitlines()]

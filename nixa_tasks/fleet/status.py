@@ -83,7 +83,7 @@ def _state_of_wanted(wanted: str, receipt: Receipt | None) -> str:
     return "unconfirmed" if receipt.is_unconfirmed else "failed"
 
 
-def render(rows: Sequence[Standing], width: int) -> str:
+def render(rows: Sequence[Standing], width: int | None) -> str:
     if not rows:
         return "hosts.toml declares no host"
     cells = [

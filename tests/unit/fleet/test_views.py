@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,14 @@ def test_the_end_shows_every_error_in_full_and_one_table() -> None:
     assert "web2: it broke\n    | why\n    whole log: /x.log\n    what to do: mend it" in shown
     assert max(map(len, lines)) <= 80
     assert "web1  installed  12 s" in shown
+
+
+def test_a_table_in_a_pipe_is_whole_and_every_row_is_one_line() -> None:
+    rows = [("web1", "failed", "it broke\nin two lines " + "x" * 300)]
+    head, row = text.table(("host", "outcome", "what"), rows, None)
+    assert head == "host  outcome  what"
+    assert row == "web1  failed   it broke in two lines " + "x" * 300
+    assert text.terminal_width() is None or os.isatty(1)
 
 
 def test_no_colour_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
