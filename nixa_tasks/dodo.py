@@ -10,15 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from nixa_tasks.tasks.commands import Commands
-from nixa_tasks.tasks.families import ALL, creator
+from nixa_tasks.tasks.families import creators
 
 _commands = Commands(Path.cwd())
 
 DOIT_CONFIG = _commands.configuration()
-
-task_deploy, task_evaluate, task_build, task_reach, task_trust, task_keys, task_rollback, task_reinstall, \
-    task_history, task_hardware, task_kexec, task_checksum, task_pin, task_remove_images, task_plan, \
-    task_status, task_report, task_gc = (creator(family, _commands.run) for family in ALL)  # fmt: skip
+globals().update(creators(_commands.run))  # the tasks by name: tasks/families.py
 
 # doit takes what begins with `task_`, and its configuration; nothing else goes to a user's dodo.py.
 __all__ = [name for name in dir() if name.startswith("task_")]

@@ -7,6 +7,7 @@ standard output.
 
 from __future__ import annotations
 
+import errno
 import inspect
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,8 @@ from nixa_tasks.tasks.run import Run
 Task = dict[str, Any]
 Params = tuple[Mapping[str, Any], ...]  # options of a task, as doit declares them
 
+# What a full disk and somebody else's folder give, which is no fault of nixa's.
+_OF_THE_MACHINE = frozenset((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT))
 _NO_REPORTER = (
     "nixa's tasks need nixa's reporter, in this process: write DOIT_CONFIG = {**DOIT_CONFIG, …} below the "
     "import in your dodo.py, and use neither -r nor -P process"
@@ -72,6 +75,10 @@ def call(run: Run, function: Callable[..., Any], *args: object) -> Any:
         run.results.fail(error)
         return TaskFailed(error.what)
     except Exception as error:  # noqa: BLE001 -- a fault of nixa itself: reported as such, exit status 2
+        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+            failed = NixaError(f"{error.filename or 'a file'} can't be written: {error.strerror}")
+            run.results.fail(failed)
+            return TaskFailed(failed.what)
         run.results.crashed = traceback.format_exc()
         return TaskError(str(error))
     finally:
@@ -147,12 +154,13 @@ def on_demand(
     }
 
 
-def view(run: Run, function: Callable[..., None], *args: object, hosts: Sequence[str] = ()) -> Task:
+def view(run: Run, function: Callable[..., None], params: Params = (), hosts: tuple[str, ...] = ()) -> Task:
     """A task that only looks, at `hosts`: its text is alone on standard output."""
     return {
-        "actions": [action(run, function, *args)],
+        "actions": [action_with_options(run, function, (), tuple(param["name"] for param in params))],
+        "params": list(params),
         "uptodate": [Always()],
         "verbosity": 2,
         "io": {"capture": False},
-        "meta": Meta(run, view=True, hosts=tuple(hosts)),
+        "meta": Meta(run, view=True, hosts=hosts),
     }

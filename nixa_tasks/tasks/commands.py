@@ -72,7 +72,6 @@ class Commands:
             found = manifest.find(self._folder, local())
         except NixaError as error:
             raise InvalidDodoFile(error.render()) from None
-        Layout(self._folder).make()  # doit opens its database in it
         return found
 
 

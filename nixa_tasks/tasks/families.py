@@ -5,25 +5,21 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from doit import task_params
 from doit.task import Task as DoitTask
 from doit.task import dict_to_task
 
 from nixa_tasks.tasks import fleet, hosts, images
-from nixa_tasks.tasks.actions import Params, Task
+from nixa_tasks.tasks import help as help_text
+from nixa_tasks.tasks.actions import Meta, Params, Task
 from nixa_tasks.tasks.run import Run
-from nixa_tasks.tasks.selection import Names, Scope, choose
+from nixa_tasks.tasks.selection import Names, Scope
 
 _FLEET = Scope.FLEET
 _IMAGE = Scope.IMAGE
 _EVALUATE = ("evaluate",)
-ON: Params = ({"name": "on", "long": "on", "type": str, "default": "",
-               "help": "choose hosts: @tag, names, globs, and, or, not, ( )"},)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +49,13 @@ class Family:
 
 
 ALL = (
-    Family("deploy", "bring hosts to what the flake says", hosts.deploy_tasks, params=ON, needs=_EVALUATE,
+    Family("deploy", "bring hosts to what the flake says", hosts.deploy_tasks, params=fleet.ON, needs=_EVALUATE,
            examples=("deploy:web1", "deploy --on '@web and not web3'")),
-    Family("evaluate", "the flake's output of each host", hosts.evaluate_tasks, params=ON,
+    Family("evaluate", "the flake's output of each host", hosts.evaluate_tasks, params=fleet.ON,
            examples=("evaluate:web1", "evaluate --on @web")),
-    Family("build", "each host's closure in the local store, with a GC root", hosts.build_tasks, params=ON,
+    Family("build", "each host's closure in the local store, with a GC root", hosts.build_tasks, params=fleet.ON,
            needs=_EVALUATE, examples=("build:web1", "build --on @web")),
-    Family("reach", "is a host reachable, who is it, what does it run", hosts.reach_tasks, params=ON,
+    Family("reach", "is a host reachable, who is it, what does it run", hosts.reach_tasks, params=fleet.ON,
            examples=("reach:web1", "reach --on @web")),
     Family("trust", "take the host key that a target shows now as the right one", hosts.trust_tasks,
            own=hosts.PIN, is_bare_refused=True, examples=("trust:web1", "trust:web1 --pin")),
@@ -85,9 +81,9 @@ ALL = (
     Family("clean", "remove what can be fetched again", images.clean_tasks, _FLEET, has_hosts=False,
            examples=("clean:kexec", "clean -n deploy:web1")),
     Family("plan", "what deploy would do to each host, and why; changes nothing", fleet.plan_tasks, _FLEET,
-           params=(*ON, *fleet.JSON), own=fleet.JSON, examples=("plan", "plan --on @web --json")),
+           params=(*fleet.ON, *fleet.JSON), own=fleet.JSON, examples=("plan", "plan --on @web --json")),
     Family("status", "a table: host, wanted, live, last deploy, state", fleet.status_tasks, _FLEET,
-           params=(*ON, *fleet.JSON, *fleet.LIVE), own=(*fleet.JSON, *fleet.LIVE),
+           params=(*fleet.ON, *fleet.JSON, *fleet.LIVE), own=(*fleet.JSON, *fleet.LIVE),
            examples=("status", "status:web1 --live")),
     Family("report", "one HTML page: the fleet, the last runs as a timeline, what the image cache saved",
            fleet.report_tasks, _FLEET, params=(*fleet.LIVE, *fleet.OUTPUT), has_hosts=False,
@@ -97,22 +93,25 @@ ALL = (
 )  # fmt: skip
 BY_NAME: Mapping[str, Family] = {family.name: family for family in ALL}
 NAMES: Mapping[str, Names] = {family.name: family.names for family in ALL}
-
-Creator = Callable[..., Iterator[Task | DoitTask] | None]
+Creator = Callable[[], Iterator[Task | DoitTask] | None]
 
 
 def creator(family: Family, run_of_command: Callable[[], Run]) -> Creator:
     """The family's task creator, as doit calls it for each command."""
 
-    def create(**options: Any) -> Iterator[Task | DoitTask] | None:
+    def create() -> Iterator[Task | DoitTask] | None:
         run = run_of_command()
-        return tasks(family, run, options) if run.request.has(family.name) else None
+        return tasks(family, run) if run.request.has(family.name) else None
 
     create.__doc__ = family.doc
-    create.__name__ = f"task_{family.name}"
     create.nixa_family = family.name  # type: ignore[attr-defined]
-    made: Creator = task_params(list(family.params))(create) if family.params else create
-    return made
+    return create
+
+
+def creators(run_of_command: Callable[[], Run]) -> dict[str, Creator]:
+    """All task creators. doit refuses one that is named like a command of its own or of a plugin, so
+    none has the plain name of a family."""
+    return {f"task_nixa_{family.name}": creator(family, run_of_command) for family in ALL}
 
 
 def is_nixas(creator: object) -> bool:
@@ -120,30 +119,47 @@ def is_nixas(creator: object) -> bool:
     return hasattr(creator, "nixa_family")
 
 
-def tasks(family: Family, run: Run, options: Mapping[str, Any]) -> Iterator[Task | DoitTask]:
+def tasks(family: Family, run: Run) -> Iterator[Task | DoitTask]:
     """The family's tasks that the run's command needs."""
     known = run.manifest.images if family.scope is Scope.IMAGE else run.manifest.hosts
     names = run.request.names(family.name, known) if family.has_hosts else ()
-    expression = options.get("on")
-    chosen = choose(expression, run.manifest) if expression else tuple(known)
-    if family.scope is _FLEET:
-        made = functools.partial(family.make, run, names)
-        if family.has_hosts:
-            made = functools.partial(made, chosen)
-    else:
-        yield {"basename": family.name, "name": None, "doc": family.doc}
-        made = functools.partial(family.make, run, names)
-    wanted = frozenset(chosen)
-    for task in made(**{name: value for name, value in options.items() if name != "on"}):
-        if expression and isinstance(task, dict) and task["name"] not in wanted:
-            yield loose(task)  # somebody may depend on it, but it is not in the group that was asked for
+    if family.scope is not _FLEET:
+        yield _group(family, run)
+    for task in family.make(run, names):
+        if isinstance(task, dict) and "name" not in task:
+            task.setdefault("doc", family.doc)
+            is_help = run.request.command == "help"
+            yield (
+                _explained(family, dict_to_task({"name": task.pop("basename"), **task})) if is_help else task
+            )
         else:
             yield task
 
 
-def loose(task: Task) -> DoitTask:
-    """A task with a group's name in front that is not in the group."""
-    basename = task.pop("basename")
-    made = dict_to_task({**task, "name": f"{basename}:{task['name']}"})
-    made.subtask_of = basename
-    return made
+def _group(family: Family, run: Run) -> Task | DoitTask:
+    params = list(family.params)
+    if run.request.command != "help":
+        return {"basename": family.name, "name": None, "doc": family.doc, "params": params, "meta": Meta(run)}
+    return _explained(family, DoitTask(family.name, None, has_subtask=True, params=params))
+
+
+def _explained(family: Family, task: DoitTask) -> DoitTask:
+    """For `doit help FAMILY`, which prints the line about a task: all that there is to say."""
+    task.doc = explain(family, "doit")
+    return task
+
+
+def explain(family: Family, program: str, *, is_whole: bool = False) -> str:
+    """Help on a family for people; `is_whole`: with the family's own options, which doit adds itself."""
+    text = help_text.of_family(
+        program,
+        family.name,
+        family.doc,
+        family.scope,
+        family.examples,
+        family.own,
+        has_hosts=family.has_hosts,
+    )
+    if is_whole and family.params:
+        text += f"\n\noptions of {family.name}:\n" + help_text.options(family.params)
+    return text if is_whole or not family.params else text + f"\n\noptions of {family.name}:"

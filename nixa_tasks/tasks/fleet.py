@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 from doit.task import Task as DoitTask
 
 from nixa_tasks.errors import NixaError
-from nixa_tasks.tasks.actions import Always, Meta, Params, Task, action_with_options, view
+from nixa_tasks.tasks.actions import Params, Task, view
 from nixa_tasks.tasks.run import Run
+from nixa_tasks.tasks.selection import choose
 
 if TYPE_CHECKING:
     from nixa_tasks.flake.evaluate import Output
@@ -31,60 +32,70 @@ OUTPUT: Params = ({"name": "output", "short": "o", "long": "output", "type": str
                    "help": "the file to write (.nixa/report.html)"},)  # fmt: skip
 
 
-def plan_tasks(
-    run: Run, names: Iterable[str], chosen: Sequence[str], as_json: bool
-) -> Iterator[Task | DoitTask]:
-    """The table of the chosen hosts, and one of each host by its name."""
-    yield {"basename": "plan", **view(run, _plan, tuple(chosen), as_json, hosts=chosen)}
+ON: Params = ({"name": "on", "long": "on", "type": str, "default": "",
+               "help": "choose hosts: @tag, names, globs, and, or, not, ( )"},)  # fmt: skip
+
+
+def plan_tasks(run: Run, names: Iterable[str]) -> Iterator[Task | DoitTask]:
+    """The table of all hosts or those behind `--on`, and one of each host by its name."""
+    yield _of_fleet(run, "plan", _plan, (*ON, *JSON))
     for name in names:
-        yield one_host(run, "plan", name, _plan, JSON, "what deploy would do to it, and why")
+        yield _of_host(run, "plan", name, _plan, JSON, "what deploy would do to it, and why")
 
 
-def status_tasks(
-    run: Run, names: Iterable[str], chosen: Sequence[str], as_json: bool, live: bool
-) -> Iterator[Task | DoitTask]:
-    """The table of the chosen hosts, and one of each host by its name."""
-    yield {"basename": "status", **view(run, _status, tuple(chosen), as_json, live, hosts=chosen)}
+def status_tasks(run: Run, names: Iterable[str]) -> Iterator[Task | DoitTask]:
+    """The table of all hosts or those behind `--on`, and one of each host by its name."""
+    yield _of_fleet(run, "status", _status, (*ON, *JSON, *LIVE))
     for name in names:
-        yield one_host(run, "status", name, _status, (*JSON, *LIVE), "what it runs, and what it should run")
+        yield _of_host(run, "status", name, _status, (*JSON, *LIVE), "what it runs, and what it should run")
 
 
-def report_tasks(run: Run, _names: Iterable[str], live: bool, output: str) -> Iterator[Task]:
+def report_tasks(run: Run, _names: Iterable[str]) -> Iterator[Task]:
+    yield _of_fleet(run, "report", _report, (*LIVE, *OUTPUT))
+
+
+def gc_tasks(run: Run, _names: Iterable[str]) -> Iterator[Task]:
+    yield {"basename": "gc", **view(run, _gc, DRY_RUN)}
+
+
+def _of_fleet(run: Run, name: str, function: Callable[..., None], params: Params) -> Task:
+    """A view of all hosts, or of those that its option `on` chooses."""
     hosts = tuple(run.manifest.hosts)
-    yield {"basename": "report", **view(run, _report, hosts, live, output, hosts=hosts)}
+
+    def look(run: Run, on: str = "", **options: object) -> None:
+        function(run, choose(on, run.manifest) if on else hosts, **options)
+
+    return {"basename": name, **view(run, look, params, hosts)}
 
 
-def gc_tasks(run: Run, _names: Iterable[str], dry_run: bool) -> Iterator[Task]:
-    yield {"basename": "gc", **view(run, _gc, dry_run)}
-
-
-def one_host(
+def _of_host(
     run: Run, family: str, host: str, function: Callable[..., None], params: Params, doc: str
 ) -> DoitTask:
     """A view of one host, beside the task of the same name for all of them."""
-    names = tuple(param["name"] for param in params)
-    made = DoitTask(
-        f"{family}:{host}",
-        [action_with_options(run, function, ((host,),), names)],
-        params=list(params),
-        uptodate=[Always()],
-        verbosity=2,
-        io={"capture": False},
-        doc=doc,
-        meta=Meta(run, view=True, hosts=(host,)),
-    )
+
+    def look(run: Run, **options: object) -> None:
+        function(run, (host,), **options)
+
+    made = DoitTask(f"{family}:{host}", doc=doc, **view(run, look, params, (host,)))
     made.subtask_of = family
     return made
 
 
 def _plan(run: Run, hosts: tuple[str, ...], as_json: bool) -> None:
     from nixa_tasks.fleet import plan
-    from nixa_tasks.manifest.waves import wave_of
     from nixa_tasks.text import terminal_width
 
-    manifest = run.manifest
-    rows = plan.in_waves(_all(run, _plan_one, hosts), wave_of(manifest.fleet.waves, manifest.hosts))
+    rows = planned(run, hosts)
     run.results.show(plan.as_json(rows) if as_json else plan.render(rows, terminal_width()))
+
+
+def planned(run: Run, hosts: Sequence[str]) -> list[Planned]:
+    """What a deploy would do to each host, and why; asks those that are not settled."""
+    from nixa_tasks.fleet import plan
+    from nixa_tasks.manifest.waves import wave_of
+
+    manifest = run.manifest
+    return plan.in_waves(_all(run, _plan_one, hosts), wave_of(manifest.fleet.waves, manifest.hosts))
 
 
 def _status(run: Run, hosts: tuple[str, ...], as_json: bool, live: bool) -> None:

@@ -56,13 +56,11 @@ CHECK: Params = ({"name": "check", "long": "check", "type": bool, "default": Fal
                   "help": "say what is out of date, and write nothing"},)  # fmt: skip
 
 
-def pin_tasks(run: Run, names: Iterable[str], check: bool) -> Iterator[Task]:
-    """`check`: what `doit pin --check` says of all of them; each has the option too."""
+def pin_tasks(run: Run, names: Iterable[str]) -> Iterator[Task]:
     for name in names:
         if isinstance(run.manifest.images[name], UrlImage):
-            params = [{**CHECK[0], "default": check}]
             doc, meta = "the hash that its URL has now", Meta(run)
-            yield on_demand(run, "pin", name, _pin, params, doc=doc, meta=meta)
+            yield on_demand(run, "pin", name, _pin, CHECK, doc=doc, meta=meta)
 
 
 def obtain(run: Run, image: Image) -> Obtained:
@@ -153,6 +151,7 @@ def _pin(run: Run, name: str, check: bool) -> None:
     from nixa_tasks.manifest.edit import set_pin
 
     image = run.manifest.images[name]
+    check = check or bool(run.options.get("pin", {}).get("check"))  # of all of them: doit pin --check
     if not isinstance(image, UrlImage):
         raise NixaError(f"{name} is pinned by the flake's lock file", hint="nix flake update")
     if check:

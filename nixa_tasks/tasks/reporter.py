@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from doit.exceptions import InvalidTask, UnmetDependency
 from doit.runner import MRunner, MThreadRunner
 
-from nixa_tasks.errors import EXIT_FAILED, EXIT_INTERNAL, EXIT_USAGE, Interrupted
+from nixa_tasks.errors import EXIT_FAILED, EXIT_INTERNAL, EXIT_USAGE, Interrupted, NixaError
 from nixa_tasks.files import now
 from nixa_tasks.fleet.reporter import Result, View, summary, view_for
 from nixa_tasks.state.journal import Event, Kind
@@ -22,6 +22,7 @@ from nixa_tasks.tasks import waves
 from nixa_tasks.tasks.actions import Meta, call, run_of
 from nixa_tasks.tasks.families import BY_NAME
 from nixa_tasks.tasks.run import Results, Run
+from nixa_tasks.tasks.selection import choose
 
 _WIND_DOWN_SECONDS = 5.0
 
@@ -73,6 +74,9 @@ class Reporter:
                 self._handlers[number] = signal.signal(number, self._stop)
 
     def _begin(self, run: Run, tasks: dict[str, Any], selected: list[str]) -> None:
+        for name in selected:
+            run.options[name] = dict(tasks[name].options or {})
+            self._choose(run, tasks[name])
         graph = waves.graph_of(tasks, selected)
         about = waves.hosts_in(tasks, graph.names)
         run.asked = tuple(host for host in run.manifest.hosts if host in about)
@@ -83,6 +87,22 @@ class Reporter:
         waves.close_gates(tasks, graph, run.manifest)
         run.journal.subscribe(self._see)
         run.reporting_process = os.getpid()
+
+    def _choose(self, run: Run, task: Any) -> None:
+        """Take `--on` at its word: the group, or the view, has the hosts that it chooses. Raises
+        InvalidTask."""
+        expression = run.options[task.name].get("on")
+        if not expression or not isinstance(task.meta, Meta):
+            return
+        try:
+            hosts = choose(expression, run.manifest)
+        except NixaError as error:
+            raise InvalidTask(error.render()) from None
+        if task.has_subtask:
+            wanted = {f"{task.name}:{host}" for host in hosts}
+            task.task_dep = [name for name in task.task_dep if name in wanted]
+        else:
+            task.meta["hosts"] = hosts
 
     def _check(self, tasks: dict[str, Any], selected: list[str]) -> None:
         """Refuse what would do harm, or nothing. Raises InvalidTask."""

@@ -7,7 +7,7 @@ import os
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nixa_tasks.errors import NixaError
 from nixa_tasks.files import read_json
@@ -87,7 +87,8 @@ class Run:
 
     `request`: the tasks that were made. `asked`: the hosts that the run is about, as doit's graph
     says; they are evaluated together. `deploys`: those of them whose deploy was asked for, which keep
-    the order of the waves. `reporting_process`: the one that nixa's reporter runs in. `turns`:
+    the order of the waves. `reporting_process`: the one that nixa's reporter runs in.
+    `options`: those of the tasks that were selected, by the tasks' names. `turns`:
     each host's last turn; many threads write, each to its own key.
     """
 
@@ -98,6 +99,7 @@ class Run:
     asked: tuple[str, ...] = ()
     deploys: tuple[str, ...] = ()
     reporting_process: int = 0
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
     processes: LocalProcesses = field(default_factory=local)
     results: Results = field(default_factory=Results)
     turns: dict[str, Turn] = field(default_factory=dict)
@@ -252,5 +254,6 @@ class Run:
 def begin(manifest: Manifest, request: Request) -> Run:
     """A run of this manifest's fleet. Creates `.nixa/`: the manifest must have been found valid."""
     layout = Layout(manifest.root)
-    layout.make()
+    with contextlib.suppress(OSError):  # a folder that can't be written can still be looked at
+        layout.make()
     return Run(manifest, layout, Journal(layout.journal, local().clock), request)

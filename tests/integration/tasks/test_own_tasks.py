@@ -96,6 +96,7 @@ def test_beside_nixas_tasks_and_not_selected_at_all(doit: Doit, waves: Path) -> 
     assert "web1: reach: failed" in alone.stdout
     assert "web2" not in alone.stdout
     assert not (waves / "released").exists()
+    assert doit("deploy", "--on", "@nobody").returncode == 3
     chosen = doit("deploy", "--on", "web1")
     assert "web2" not in chosen.stdout, "a group has who was chosen, whoever else is there for others"
 
