@@ -74,7 +74,7 @@ def flake(text: str, root: Path) -> str:
     if "#" in text:
         raise ValueError(f"contains a `#`: {shown(text)}; the attribute belongs to a host's `flake_attr`")
     if kind is not None and kind not in _FLAKE_KINDS:
-        raise ValueError(f"is of the kind `{kind}:`, which Nix does not know as a flake reference")
+        raise ValueError(f"has the scheme {shown(kind)}, which is none of a flake reference's")
     values.word(text)
     if "${" in text and kind not in (None, *_LOCAL_KINDS):
         raise ValueError(f"contains `${{`: {shown(text)}; variables are expanded in paths only")

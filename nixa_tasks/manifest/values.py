@@ -193,7 +193,7 @@ def url(text: str) -> str:
             if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
                 raise ValueError(f"is not `file:///absolute/path`: {shown(text)}")
         case other:
-            raise ValueError(f"is of the kind `{other}:`; use https, http, file or a path")
+            raise ValueError(f"has the scheme {shown(other)}; use https, http, file or a path")
     return text
 
 
