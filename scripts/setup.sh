@@ -4,6 +4,7 @@
 #   need_systemd          a systemd for tests/integration/systemd, unpacked to .venv/systemd
 #   need_disk_tools       tools for tests/integration/disks.py, unpacked to .venv/disk-tools
 #   need_venv EXTRA       a virtual environment of our own in .venv, with nixa in it
+#   need_nix_versions     newer releases of Nix for the tests, unpacked to .venv/nix-SUITE
 # shellcheck shell=bash
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -32,7 +33,7 @@ declare -A command_of=(
   [nix-bin]=nix [openssh-server]=/usr/sbin/sshd [openssh-client]=ssh [iproute2]=ip [busybox-static]=busybox
   [e2fsprogs]=mkfs.ext4 [cpio]=cpio [util-linux]=unshare [git]=git [curl]=curl [procps]=ps [zstd]=zstd [xz-utils]=xz
   [mount]=losetup [kmod]=modprobe [dash]=dash [bash]=bash [aria2]=aria2c [wget]=wget [tmux]=tmux
-  [qemu-system-x86]=qemu-system-x86_64 [kexec-tools]=kexec
+  [qemu-system-x86]=qemu-system-x86_64 [kexec-tools]=kexec [patchelf]=patchelf
 )
 
 need_tools() {
@@ -72,6 +73,70 @@ need_kernel() {
     { tail -n 20 "$log" >&2; die "apt could not fetch a kernel and kexec-tools (above)"; }
   for package in "$folder"/debs/*.deb; do dpkg-deb -x "$package" "$folder" || die "$package can't be unpacked"; done
   rm -rf "$folder/debs"
+  : >"$folder/whole"
+}
+
+# Nix as Debian's newer suites have it, unpacked and never installed. Its programs are patched to find
+# the loader and the libraries that came with it. apt's own settings (a proxy, say) and this machine's
+# own mirror are used; the list of sources and what apt remembers are private to the folder.
+need_nix_versions() {
+  local suite
+  command -v apt-get >/dev/null || { no_nix_versions "there is no apt here"; return 0; }
+  mkdir -p "$venv"
+  exec 7>"$venv/.nix-versions.lock"
+  flock 7 # one download at a time, whatever else runs here
+  for suite in trixie sid; do
+    [ -e "$venv/nix-$suite/whole" ] || unpack_nix "$suite" || { exec 7>&-; return 0; }
+  done
+  exec 7>&-
+}
+
+no_nix_versions() { # WHY
+  [ -z "${CI:-}" ] || die "newer releases of Nix, which the tests need: $1"
+  say "tests with newer releases of Nix are skipped: $1"
+}
+
+unpack_nix() { # SUITE
+  local suite=$1 folder=$venv/nix-$1 codename mirror package library loader try
+  # shellcheck disable=SC1091
+  codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
+  # shellcheck disable=SC2016
+  mirror=$(apt-get indextargets --format '$(COMPONENT) $(RELEASE) $(REPO_URI)' 2>/dev/null |
+    awk -v release="$codename" '$1 == "main" && $2 == release && $3 ~ /debian/ { print $3; exit }')
+  [ -n "$mirror" ] || { no_nix_versions "apt knows no Debian mirror"; return 1; }
+  say "fetching Nix from Debian's $suite for the tests (it is not installed)"
+  rm -rf "$folder"
+  mkdir -p "$folder"/apt/{state/lists/partial,cache/archives/partial}
+  : >"$folder/apt/status"
+  printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$mirror" "$suite" \
+    >"$folder/apt/sources.list"
+  private_apt() {
+    apt-get -q -y -o Dir::Etc::SourceList="$folder/apt/sources.list" -o Dir::Etc::SourceParts=- \
+      -o Dir::State="$folder/apt/state" -o Dir::State::status="$folder/apt/status" \
+      -o Dir::Cache="$folder/apt/cache" -o APT::Sandbox::User=root -o Acquire::Retries=3 \
+      -o Acquire::Languages=none -o Debug::NoLocking=1 "$@"
+  }
+  for try in 1 2 3; do
+    { private_apt update && private_apt install --no-install-recommends --download-only nix-bin; } \
+      >"$folder/apt/log" 2>&1 && break
+    [ "$try" -lt 3 ] || { tail -n 20 "$folder/apt/log" >&2; no_nix_versions "apt could not fetch them (above)"; return 1; }
+    sleep $((try * 5))
+  done
+  for package in "$folder"/apt/cache/archives/*.deb; do
+    dpkg-deb --fsys-tarfile "$package" |
+      tar -x -C "$folder" --keep-directory-symlink --exclude='./usr/share/*' --exclude='./etc/*' ||
+      die "$package can't be unpacked"
+  done
+  loader=$(echo "$folder"/usr/lib/*-linux-gnu/ld-linux*.so.*)
+  for library in "${loader%/*}"/*.so*; do
+    case $library in */ld-linux* | */libc.so*) continue ;; esac
+    [ -L "$library" ] || patchelf --set-rpath "${loader%/*}" "$library" 2>/dev/null || true # a linker script
+  done
+  patchelf --set-interpreter "$loader" --set-rpath "${loader%/*}" "$folder/usr/bin/nix" || die "patchelf failed"
+  mkdir "$folder/bin"
+  for package in "$folder"/usr/bin/nix*; do ln -s "../usr/bin/${package##*/}" "$folder/bin/"; done
+  rm -rf "$folder/apt"
+  "$folder/bin/nix" --version >/dev/null 2>&1 || { no_nix_versions "that of $suite does not start"; return 1; }
   : >"$folder/whole"
 }
 
