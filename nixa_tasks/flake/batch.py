@@ -64,11 +64,13 @@ Result = Output | NixaError
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`workers` processes at a time, each bounded to `memory` MiB of heap; `seconds` for all."""
+    """`workers` processes at a time, each bounded to `memory` MiB of heap; `seconds` for all.
+    `impure`: the flake may read what lies outside of it."""
 
     workers: int = 1
     memory: int = 4096
     seconds: float = 3600.0
+    impure: bool = False
 
 
 def next_size(size: int, used: int, memory: int) -> int:
@@ -207,6 +209,7 @@ class Batch:
         # With --apply nothing comes from Nix's evaluation cache, so its database need not be opened.
         argv = command(
             "eval", "--json", "--no-update-lock-file", "--option", "eval-cache", "false",
+            *(("--impure",) if self._limits.impure else ()),
             f"{self._reference}#nixosConfigurations", "--apply", apply,
         )  # fmt: skip
         env = {"GC_MAXIMUM_HEAP_SIZE": str(self._limits.memory << 20)}

@@ -7,15 +7,17 @@ output does, so that everything that depends on it stays as it is.
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.flake.batch import Batch, Limits, Result
 from nixa_tasks.flake.fingerprint import Fingerprint
 from nixa_tasks.flake.freeze import freeze
 from nixa_tasks.flake.output import Output, current, current_of, record
+from nixa_tasks.nix import errors as nix_errors
 from nixa_tasks.nix.command import Nix
 from nixa_tasks.process.pump import Sink
 from nixa_tasks.state.layout import Layout
@@ -37,6 +39,30 @@ class Reporting:
 
 
 _LIMITS, _SILENT = Limits(), Reporting()
+_REMARK = re.compile(r"(trace: )?(evaluation )?warning: |trace: ")
+# What Nix says of its own doings, which is no news to whoever edits a flake.
+_NO_REMARK = re.compile(r"warning: (Git tree '.*' (is dirty|has uncommitted changes)|error: |not writing )")
+
+
+class _Remarks:
+    """Passes on the lines that Nix prints, and notes each warning and trace of the flake once,
+    however many processes print it."""
+
+    def __init__(self, reporting: Reporting) -> None:
+        self._reporting = reporting
+        self._seen: set[str] = set()
+        self._lock = threading.Lock()
+
+    def __call__(self, line: str) -> None:
+        if self._reporting.sink is not None:
+            self._reporting.sink(line)
+        text = nix_errors.plain(line)
+        if _REMARK.match(text) and not _NO_REMARK.match(text):
+            with self._lock:
+                is_new = text not in self._seen
+                self._seen.add(text)
+            if is_new:
+                self._reporting.note(text)
 
 
 class Evaluation:
@@ -65,6 +91,7 @@ class Evaluation:
         self._limits = limits
         self._recheck = recheck
         self._reporting = reporting
+        self._sink = _Remarks(reporting)
         self._results: dict[str, Result] | None = None
         self._lock = threading.Lock()
 
@@ -92,44 +119,64 @@ class Evaluation:
             return results | self._evaluate(stale)
 
     def _evaluate(self, wanted: Mapping[str, str]) -> dict[str, Result]:
-        """Every host of `wanted`; each good one is written down as soon as it is known."""
+        """Every host of `wanted`. Raises Interrupted; every other error is a result."""
         try:
-            fingerprint, reference = self._frozen()
+            for _ in range(_TRIES):
+                results = self._try(wanted)
+                if results is not None:
+                    return results
+            raise NixaError(
+                "the flake kept changing while it was read",
+                hint="try again when nothing writes to it any more",
+            )
         except Interrupted:
             raise
         except NixaError as error:
             return dict.fromkeys(wanted, error)
+
+    def _try(self, wanted: Mapping[str, str]) -> dict[str, Result] | None:
+        """One evaluation; None where the flake changed meanwhile, so that nothing is known of it.
+
+        What Nix reads is fixed, and each good result is written down as soon as it is known; or, where
+        the user's own reference had to be handed on, all of them once the flake is seen unchanged.
+        """
+        fingerprint = self.fingerprint
+        frozen = freeze(self._nix, fingerprint, deadline=_FREEZE_SECONDS, sink=self._sink)
+        if frozen.is_fixed and not self._is_unchanged():
+            return None
         results: dict[str, Result] = {}
         guard = threading.Lock()
 
+        def keep(found: Mapping[str, Result]) -> None:
+            good = {host: result for host, result in found.items() if isinstance(result, Output)}
+            record(self._layout, fingerprint, frozen.reference, good)
+
         def done(found: Mapping[str, Result]) -> None:
             mine = {host: found[attr] for host, attr in wanted.items() if attr in found}
-            good = {host: result for host, result in mine.items() if isinstance(result, Output)}
             with guard:
-                record(self._layout, fingerprint, reference, good)
+                if frozen.is_fixed:
+                    keep(mine)
                 results.update(mine)
 
         attrs = tuple(sorted(set(wanted.values())))
-        Batch(self._nix, reference, attrs, self._limits, done, self._reporting.sink).run()
-        self.fingerprint = fingerprint
+        limits = replace(self._limits, impure=fingerprint.is_impure)
+        Batch(self._nix, frozen.reference, attrs, limits, done, self._sink).run()
+        if not frozen.is_fixed:
+            if not self._is_unchanged():
+                return None
+            keep(results)
         if fingerprint.reads_revision:
             self._reporting.note(
                 "the flake reads its own revision (self.rev): every commit is evaluated again"
             )
         return results
 
-    def _frozen(self) -> tuple[Fingerprint, str]:
-        """A copy of the flake and the fingerprint that surely belongs to it: equal before and after."""
+    def _is_unchanged(self) -> bool:
+        """Whether the flake still is what its fingerprint says; else the new one is taken."""
         before = self.fingerprint
-        for _ in range(_TRIES):
-            reference = freeze(self._nix, before, deadline=_FREEZE_SECONDS, sink=self._reporting.sink)
-            after = self._recheck() if self._recheck else before
-            if after.value == before.value:
-                return before, reference
-            before = after
-        raise NixaError(
-            "the flake kept changing while it was read", hint="try again when nothing writes into it any more"
-        )
+        if self._recheck is not None:
+            self.fingerprint = self._recheck()
+        return self.fingerprint.value == before.value
 
 
 def _unpacked(host: str, result: Result) -> Output:

@@ -1,8 +1,8 @@
 """What the flake's content is now, as one short value: the gate before every evaluation.
 
-A local git tree is asked of git itself, which takes milliseconds: the hash of the tree that its
-tracked files make as they are, committed or not. Untracked files don't count, as with Nix, and
-neither does a commit that changes no file, unless the flake reads its own revision.
+A local git tree is asked of git itself, which takes milliseconds: untracked files don't count, as
+with Nix, and neither does a commit that changes no file, unless the flake reads its own revision.
+Where git can't know what Nix would read, Nix is asked.
 """
 
 from __future__ import annotations
@@ -10,26 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
-from nixa_tasks.errors import CommandFailed, NixaError
+from nixa_tasks.errors import NixaError
+from nixa_tasks.files import read_json
 from nixa_tasks.flake import reference
-from nixa_tasks.flake.reference import Kind, Reference
-from nixa_tasks.nix.command import Nix, command, environment
-from nixa_tasks.process.run import Completed, Place, Processes
+from nixa_tasks.flake.git_tree import GitTree
+from nixa_tasks.flake.reference import Kind, Reference, parameters
+from nixa_tasks.nix.command import Nix, command
+from nixa_tasks.nix.errors import NixFailed, Reason
+from nixa_tasks.process.pump import Sink
 from nixa_tasks.state.layout import Layout
 
-_GIT_SECONDS = 120.0
 _METADATA_SECONDS = 600.0
-_OWN_FILES = frozenset({".nixa", ".deploy_cache", ".git", ".direnv", "__pycache__"})
-# A flake that reads one of these has another output at every commit.
-_NAMES = r"(rev|shortRev|dirtyRev|dirtyShortRev|revCount|lastModified|lastModifiedDate|sourceInfo)\b"
-_REVISION = rf"\bself\.{_NAMES}|\binherit\s*\(\s*(inputs\.)?self\s*\)[^;]*\b{_NAMES}"
+_OWN_FOLDERS = frozenset({".nixa", ".deploy_cache", ".git", ".direnv", "__pycache__"})
+# A folder that holds one of these is a cache (bford.info/cachedir) or a Python environment.
+_MARKS = ("CACHEDIR.TAG", "pyvenv.cfg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,9 @@ class Fingerprint:
     """`value`: equal as long as nothing that an evaluation reads has changed. `reference`: what Nix
     is asked for. `revision`: for people and receipts, such as a commit, with `-dirty` where it is.
     `files`: a folder without git, which is not given to Nix as it is; `subdir`: the flake in it.
-    `excluded`: paths in it that do not count. `reads_revision`: every commit is new content to it."""
+    `excluded`: paths in it that do not count. `reads_revision`: every commit is new content to it.
+    `is_fixed`: `reference` can never mean anything else. `is_impure`: no value tells whether an
+    evaluation would read something new, so that there is one in every run."""
 
     value: str
     reference: str
@@ -46,145 +47,181 @@ class Fingerprint:
     subdir: str = ""
     excluded: tuple[Path, ...] = ()
     reads_revision: bool = False
+    is_fixed: bool = False
+    is_impure: bool = False
 
 
-def fingerprint(nix: Nix, flake: str, layout: Layout, *, excluded: tuple[Path, ...] = ()) -> Fingerprint:
+def fingerprint(
+    nix: Nix, flake: str, layout: Layout, *, excluded: tuple[Path, ...] = (), impure: bool = False
+) -> Fingerprint:
     """The fingerprint of a flake reference, local or remote.
 
     `layout`: nixa's own state, and `excluded`: absolute paths (the cache of images), which do not
     count where they lie inside a flake that is not in git.
-    Raises nix_errors.NixFailed, NixaError.
+    Raises nix.errors.NixFailed, NixaError.
     """
-    place = reference.parse(flake)
+    seen = _fingerprint(nix, reference.parse(flake), (layout.state, *excluded))
+    return replace(seen, is_impure=True) if impure else seen
+
+
+def _fingerprint(nix: Nix, place: Reference, excluded: tuple[Path, ...]) -> Fingerprint:
     match place.kind:
         case Kind.GIT:
-            assert place.root is not None  # noqa: S101 - the kind says so
-            if "submodules" in place.url:
-                return _remote(nix, place)  # their files count, and only Nix looks at them
-            return _git_tree(_Git(nix.processes, place.root), place)
+            return _git(nix, place)
         case Kind.PLAIN:
-            assert place.root is not None  # noqa: S101
-            kept = (layout.state, *excluded)
-            value = _tree_hash(place.root, kept) + (f":{place.subdir}" if place.subdir else "")
-            return Fingerprint(value, place.url, "not in git", place.root, place.subdir, kept)
+            root = place.local
+            total = _tree_hash(root, excluded)
+            value = f"path:{total}" + (f":{place.subdir}" if place.subdir else "")
+            value += _path_inputs(root / place.subdir)
+            return Fingerprint(value, place.url, "not in git", root, place.subdir, excluded)
+        case Kind.REMOTE if place.is_fixed:
+            return Fingerprint(f"fixed:{place.url}", place.url, place.url, is_fixed=True)
         case Kind.REMOTE:
             return _remote(nix, place)
         case _:
             assert_never(place.kind)
 
 
-class _Git:
-    """The git of one repository. `root`: its working tree."""
-
-    def __init__(self, processes: Processes, root: Path) -> None:
-        self._processes = processes
-        self.root = root
-
-    def ask(self, *args: str, env: Mapping[str, str] | None = None) -> str:
-        """What the command prints. Raises CommandFailed, NixaError."""
-        if shutil.which("git") is None:
-            raise NixaError("git not found, and Nix needs it to read the flake", hint="install git")
-        try:
-            return self._run(args, env, check=True).stdout.strip()
-        except CommandFailed as error:
-            if any("dubious ownership" in line for line in error.tail):
-                raise NixaError(
-                    f"the git tree {self.root} belongs to another user, so git and Nix refuse it",
-                    hint="run doit as the tree's owner, or trust the tree once:\n"
-                    f"git config --global --add safe.directory {self.root}",
-                ) from error
-            error.hint = f"see what `git -C {self.root} status` says"
-            raise
-
-    def query(self, *args: str) -> str | None:
-        """What the command prints; None where it fails, or where there is no git."""
-        if shutil.which("git") is None:
-            return None
-        done = self._run(args, None, check=False)
-        return done.stdout.strip() if done.is_ok else None
-
-    def _run(self, args: tuple[str, ...], env: Mapping[str, str] | None, *, check: bool) -> Completed:
-        argv = ("git", "-c", "core.fsmonitor=false", "-c", "core.safecrlf=false", *args)
-        place = Place(self.root, environment(env))
-        return self._processes.run(argv, deadline=_GIT_SECONDS, place=place, check=check, what="git")
-
-
-def _git_tree(git: _Git, place: Reference) -> Fingerprint:
-    head = git.query("rev-parse", "--verify", "-q", "HEAD")
-    tree = _working_tree(git)
-    dirty = tree != git.query("rev-parse", "--verify", "-q", "HEAD^{tree}")
-    revision = (head or "no commit") + ("-dirty" if dirty else "")
-    value = f"git:{tree}:{place.subdir or '.'}"
-    reads_revision = git.query("grep", "-qP", _REVISION, "--", "*.nix") is not None
+def _git(nix: Nix, place: Reference) -> Fingerprint:
+    tree = GitTree(nix.processes, place.local)
+    flake = place.local / place.subdir
+    commit, committed = tree.head()
+    reads_revision = tree.reads_revision(_inputs(flake))
+    if place.is_asked_of_nix or not tree.is_regular():
+        metadata = ask(nix, place.url)
+        content, is_dirty = metadata.content, not metadata.locked.get("rev")
+    else:
+        content = tree.tree_hash()
+        is_dirty = content != committed
+    revision = (commit or "no commit") + ("-dirty" if is_dirty else "")
+    value = f"git:{content}:{place.subdir or '.'}" + _path_inputs(flake)
     if reads_revision:
         value += f":{revision}"
-    return Fingerprint(value, place.url, revision, reads_revision=reads_revision)
+    return Fingerprint(value, place.url, revision, subdir=place.subdir, reads_revision=reads_revision)
 
 
-def _working_tree(git: _Git) -> str:
-    """The tree that the tracked files make, as they are; the repository itself stays as it is."""
-    index = git.ask("rev-parse", "--git-path", "index")
-    objects = git.ask("rev-parse", "--git-path", "objects")
-    with tempfile.TemporaryDirectory(prefix="nixa-index-") as place:
-        own = Path(place) / "index"
-        if (git.root / index).exists():
-            shutil.copy2(git.root / index, own)
-        env = {
-            "GIT_INDEX_FILE": str(own),
-            "GIT_OBJECT_DIRECTORY": place,
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES": str((git.root / objects).resolve()),
-        }
-        git.ask("add", "-u", ".", env=env)
-        return git.ask("write-tree", env=env)
+def _remote(nix: Nix, place: Reference) -> Fingerprint:
+    """Asked of Nix: a lock such as a commit and a hash; `reference` is then the locked one."""
+    metadata = ask(nix, place.url, refresh=True)
+    locked = json.dumps(metadata.locked, sort_keys=True)
+    return Fingerprint(
+        f"nix:{locked}",
+        metadata.locked_url or place.url,
+        str(metadata.locked.get("rev") or "unversioned"),
+        is_fixed=metadata.locked_url is not None,
+    )
 
 
-def _tree_hash(folder: Path, excluded: tuple[Path, ...]) -> str:
-    """A hash over names, modes and contents below `folder`, but for nixa's own files."""
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What `nix flake metadata` says. `path`: the flake's tree in the store. `locked`: attributes
+    of the locked reference. `locked_url`: the reference that is locked; None where it would not mean
+    what the user's does: that of a dirty git tree locks nothing, and 2.8 loses `submodules=1`."""
+
+    path: str
+    locked: dict[str, Any]
+    locked_url: str | None
+
+    @property
+    def content(self) -> str:
+        """Equal for equal trees: Nix's hash of the files."""
+        return str(self.locked.get("narHash") or self.path)
+
+
+def ask(nix: Nix, url: str, *, refresh: bool = False, sink: Sink | None = None) -> Metadata:
+    """Have Nix read a flake. `refresh`: ask the remote now, else Nix's answer may be an hour old.
+
+    Raises nix.errors.NixFailed, NixaError, DeadlinePassed, Interrupted.
+    """
+    options = ("--refresh",) if refresh else ()
+    argv = command("flake", "metadata", "--json", "--no-update-lock-file", *options, url)
+    try:
+        done = nix.run(argv, deadline=_METADATA_SECONDS, sink=sink, what=f"flake {url}")
+    except NixFailed as error:
+        if error.reason is Reason.UNTRACKED:
+            subdir = parameters(url).get("dir", "")
+            # 2.8 names only the first folder on the way that is missing.
+            is_on_the_way = f"{subdir}/".startswith(f"{error.subject}/")
+            missing = f"{subdir}/flake.nix" if is_on_the_way else error.subject
+            error.hint = f"git does not track it: `git add {missing}` (a commit is not needed)"
+        raise
+    try:
+        said = json.loads(done.stdout)
+        locked: dict[str, Any] = dict(said["locked"])
+        locked_url = str(said.get("url") or said["resolvedUrl"])
+        is_locked = locked.get("rev") or locked.get("type") != "git"
+        is_whole = parameters(url).keys() <= parameters(locked_url).keys()
+        return Metadata(str(said["path"]), locked, locked_url if is_locked and is_whole else None)
+    except (ValueError, KeyError, TypeError) as error:
+        raise NixaError(f"flake {url}: Nix printed unexpected JSON: {error!r}") from error
+
+
+def _lock_nodes(flake: Path) -> dict[str, Any]:
+    nodes = (read_json(flake / "flake.lock") or {}).get("nodes")
+    return nodes if isinstance(nodes, dict) else {}
+
+
+def _inputs(flake: Path) -> tuple[str, ...]:
+    """The names of the flake's own inputs, as flake.lock has them."""
+    root = _lock_nodes(flake).get("root")
+    inputs = root.get("inputs") if isinstance(root, dict) else None
+    return tuple(inputs) if isinstance(inputs, dict) else ()
+
+
+def _path_inputs(flake: Path) -> str:
+    """A hash over the inputs that are folders of this machine: they change while flake.lock stays."""
+    parts = []
+    for node in _lock_nodes(flake).values():
+        locked = node.get("locked") if isinstance(node, dict) else None
+        if isinstance(locked, dict) and locked.get("type") == "path":
+            path = Path(str(locked.get("path")))
+            if path.is_absolute() and not path.is_relative_to("/nix/store"):
+                parts.append(f"{path}={_tree_hash(path, (), everything=True) if path.is_dir() else 'none'}")
+    return f":{hashlib.sha256('|'.join(sorted(parts)).encode()).hexdigest()}" if parts else ""
+
+
+def _tree_hash(folder: Path, excluded: tuple[Path, ...], *, everything: bool = False) -> str:
+    """A hash over names, modes and contents below `folder`, but for nixa's own files unless
+    `everything`. Raises NixaError where a file can't be read."""
     total = hashlib.sha256()
-    for path in files_of(folder, excluded):
-        name = os.fsencode(path.relative_to(folder))
-        if path.is_symlink():
-            total.update(b"l" + name + b"\0" + os.fsencode(path.readlink()) + b"\0")
-        else:
-            executable = b"x" if os.access(path, os.X_OK) else b"f"
-            with path.open("rb") as file:
-                total.update(executable + name + b"\0" + hashlib.file_digest(file, "sha256").digest())
-    return f"path:{total.hexdigest()}"
+    try:
+        for path in all_files_of(folder) if everything else files_of(folder, excluded):
+            name = os.fsencode(path.relative_to(folder))
+            if path.is_symlink():
+                total.update(b"l" + name + b"\0" + os.fsencode(path.readlink()) + b"\0")
+            else:
+                executable = b"x" if path.stat().st_mode & 0o100 else b"f"
+                with path.open("rb") as file:
+                    total.update(executable + name + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise NixaError(
+            f"the flake can't be read: {error.filename}: {error.strerror}",
+            hint="give the user who runs doit the right to read it",
+        ) from error
+    return total.hexdigest()
+
+
+def all_files_of(folder: Path) -> Iterator[Path]:
+    """Every file and link below a folder, in a fixed order."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir(follow_symlinks=False):
+            yield from all_files_of(Path(entry.path))
+        elif entry.is_symlink() or entry.is_file():
+            yield Path(entry.path)
 
 
 def files_of(folder: Path, excluded: tuple[Path, ...]) -> Iterator[Path]:
     """The files and links of a flake without git, in a fixed order, but for what nixa, doit and
-    Python write there, and for the links that `nix build` leaves."""
+    Python write there, for caches, and for the links that `nix build` leaves."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path = Path(entry.path)
-        if entry.name in _OWN_FILES or entry.name.startswith(".doit.db") or path in excluded:
+        if entry.name in _OWN_FOLDERS or entry.name.startswith(".doit.db") or path in excluded:
             continue
         if entry.is_symlink():
             if not str(path.readlink()).startswith("/nix/store/"):
                 yield path
         elif entry.is_dir():
-            yield from files_of(path, excluded)
+            if not any((path / mark).exists() for mark in _MARKS):
+                yield from files_of(path, excluded)
         elif entry.is_file():
             yield path
-
-
-def _remote(nix: Nix, place: Reference) -> Fingerprint:
-    """Asked of Nix: a lock such as a commit and a hash; `reference` is then the locked one.
-
-    A reference that names a commit is its own lock, and nobody is asked.
-    """
-    if place.is_fixed:
-        return Fingerprint(f"fixed:{place.url}", place.url, place.url)
-    # --refresh: else Nix answers from a cache that may be an hour old.
-    argv = command("flake", "metadata", "--json", "--no-update-lock-file", "--refresh", place.url)
-    done = nix.run(argv, deadline=_METADATA_SECONDS, what=f"flake {place.url}")
-    try:
-        said = json.loads(done.stdout)
-        locked = said["locked"]
-        is_clean = locked.get("rev") or locked.get("type") != "git"
-        url = str(said.get("url") or said["resolvedUrl"]) if is_clean else place.url
-    except (ValueError, KeyError, TypeError) as error:
-        raise NixaError(f"nix flake metadata {place.url}: Nix printed unexpected JSON: {error!r}") from error
-    return Fingerprint(
-        "nix:" + json.dumps(locked, sort_keys=True), url, str(locked.get("rev") or "unversioned")
-    )

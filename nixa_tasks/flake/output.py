@@ -74,6 +74,8 @@ def current(layout: Layout, fingerprint: Fingerprint, host: str, attr: str) -> O
 
 def current_of(layout: Layout, fingerprint: Fingerprint, wanted: Mapping[str, str]) -> dict[str, Output]:
     """The outputs of those hosts of `wanted` (each with its attribute) that are current."""
+    if fingerprint.is_impure:
+        return {}
     evaluated = _evaluated(layout, fingerprint)
     known = {host: remembered(layout, host) for host, attr in wanted.items() if evaluated.get(host) == attr}
     return {

@@ -27,13 +27,22 @@ class Kind(StrEnum):
 class Reference:
     """A flake's place. `url`: what Nix is asked. `root`: the local tree, without symlinks.
     `subdir`: the flake's folder in it, "" for the tree itself. `is_fixed`: what it names can
-    never change (a commit, or a path of the store)."""
+    never change (a commit, or a path of the store). `is_asked_of_nix`: the reference asks for more
+    than the tracked files (submodules, LFS), and only Nix looks at that."""
 
     kind: Kind
     url: str
     root: Path | None = None
     subdir: str = ""
     is_fixed: bool = False
+    is_asked_of_nix: bool = False
+
+    @property
+    def local(self) -> Path:
+        """The local tree of a reference of kind GIT or PLAIN."""
+        if self.root is None:
+            raise ValueError(f"{self.url} is not local")
+        return self.root
 
 
 def parse(flake: str) -> Reference:
@@ -45,18 +54,19 @@ def parse(flake: str) -> Reference:
     bare = flake.split("#", 1)[0]
     scheme = bare.split(":", 1)[0] if ":" in bare.split("/", 1)[0] else ""
     if scheme == "":
-        return _local(Path(bare.split("?", 1)[0]).expanduser(), _parameters(bare))
+        return _local(Path(bare.split("?", 1)[0]).expanduser(), parameters(bare))
     if scheme == "path":
-        return _plain(Path(_path_of(bare)), _parameters(bare).get("dir", ""))
+        return _plain(Path(_path_of(bare)), parameters(bare).get("dir", ""))
     if scheme == "git+file":
-        parameters = _parameters(bare)
-        if "rev" in parameters or "ref" in parameters:
+        given = parameters(bare)
+        if "rev" in given or "ref" in given:
             return Reference(Kind.REMOTE, bare, is_fixed=_is_fixed(bare))
-        return _git(Path(_path_of(bare)).resolve(), parameters)
+        return _git(Path(_path_of(bare)).resolve(), given)
     return Reference(Kind.REMOTE, bare, is_fixed=_is_fixed(bare))
 
 
-def _parameters(url: str) -> dict[str, str]:
+def parameters(url: str) -> dict[str, str]:
+    """What stands behind the `?` of a reference."""
     return dict(parse_qsl(url.partition("?")[2], keep_blank_values=True))
 
 
@@ -65,23 +75,24 @@ def _path_of(url: str) -> str:
 
 
 def _is_fixed(url: str) -> bool:
-    parameters = _parameters(url)
+    given = parameters(url)
     forge = _FORGE.match(url)
-    revision = parameters.get("rev") or (forge[1] if forge else "")
-    return "narHash" in parameters or _COMMIT.fullmatch(revision) is not None
+    revision = given.get("rev") or (forge[1] if forge else "")
+    return "narHash" in given or _COMMIT.fullmatch(revision) is not None
 
 
-def _local(path: Path, parameters: dict[str, str]) -> Reference:
+def _local(path: Path, given: dict[str, str]) -> Reference:
     """As Nix does for a path: the nearest folder upwards with a flake.nix, up to git's root."""
     start = path.resolve()
     if not start.is_dir():
-        said = "is not a folder" if start.exists() else "is not there"
-        raise NixaError(f"the flake {path} {said}", hint="see `flake` under [fleet] in hosts.toml")
+        reason = "is not a folder" if start.exists() else "does not exist"
+        hint = "see `flake` under [fleet] in hosts.toml; a name of the flake registry is written `flake:NAME`"
+        raise NixaError(f"the flake {path} {reason}", hint=hint)
     if _in_store(start):
-        return _plain(start, parameters.get("dir", ""))
+        return _plain(start, given.get("dir", ""))
     root = next((folder for folder in (start, *start.parents) if (folder / ".git").exists()), None)
-    if "dir" in parameters:
-        return _git(root, parameters) if root else _plain(start, parameters["dir"])
+    if "dir" in given:
+        return _git(root, given) if root else _plain(start, given["dir"])
     candidates = (start, *(folder for folder in start.parents if root and folder.is_relative_to(root)))
     folder = next((one for one in candidates if (one / "flake.nix").exists()), None)
     if folder is None:
@@ -92,13 +103,29 @@ def _local(path: Path, parameters: dict[str, str]) -> Reference:
     if root is None:
         return _plain(folder, "")
     subdir = str(folder.relative_to(root))
-    return _git(root, parameters | ({} if subdir == "." else {"dir": subdir}))
+    folder_in_it = {} if subdir == "." else {"dir": subdir}
+    return _git(root, given | folder_in_it | ({"shallow": "1"} if _is_shallow(root) else {}))
 
 
-def _git(root: Path, parameters: dict[str, str]) -> Reference:
-    query = urlencode(parameters, quote_via=quote, safe="/")
+def _is_shallow(root: Path) -> bool:
+    """Whether the repository lacks older commits: Nix reads such a one only where it is asked to,
+    and asks itself where the reference is a path."""
+    git = root / ".git"
+    try:
+        if git.is_file():  # a worktree, or a submodule
+            git = root / git.read_text().partition(":")[2].strip()
+            common = git / "commondir"
+            git = git / common.read_text().strip() if common.exists() else git
+        return (git / "shallow").exists()
+    except OSError:
+        return False
+
+
+def _git(root: Path, given: dict[str, str]) -> Reference:
+    query = urlencode(given, quote_via=quote, safe="/")
     url = f"git+file://{quote(str(root))}" + (f"?{query}" if query else "")
-    return Reference(Kind.GIT, url, root, parameters.get("dir", ""))
+    more = not given.keys() <= {"dir", "shallow"}
+    return Reference(Kind.GIT, url, root, given.get("dir", ""), is_asked_of_nix=more)
 
 
 def _plain(path: Path, subdir: str) -> Reference:

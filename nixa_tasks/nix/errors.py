@@ -83,6 +83,7 @@ _RULES = (
     _rule(
         Reason.UNTRACKED,
         r"path '([^']*)' in the repository .* is not tracked by git|"
+        r"path '«git\+[^»]*»/([^']*)' does not exist|"
         r"(?:getting status of|path) ['\"]?/\S*?/[0-9a-z]{32}-source/([^'\"]*)['\"]?:? "
         r"(?:no such file|does not exist)",
         "the flake, as Nix sees it, has no file {0}",

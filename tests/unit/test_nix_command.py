@@ -128,6 +128,7 @@ ERRORS = [
         Reason.UNTRACKED,
         "new.nix",
     ),
+    ("error: path '«git+file:///g?rev=a»/lib/new.nix' does not exist", Reason.UNTRACKED, "lib/new.nix"),
     ("error: getting status of '/tmp/none': No such file or directory", Reason.NO_FLAKE, "/tmp/none"),
     ("error: could not find a flake.nix file", Reason.NO_FLAKE, ""),
     (

@@ -88,22 +88,41 @@ class Project:
         return [line for line in lines if " eval " in line]
 
 
+# The Nix of this machine (2.8 on Debian 12), and newer ones that scripts/setup.sh unpacks.
+RELEASES = ("here", "trixie", "sid")
+every_nix = pytest.mark.parametrize("nix_log", RELEASES, indirect=True)
+
+
+def _folder_of(release: str) -> str | None:
+    """The folder of a release's programs; None for the one on PATH."""
+    if release == "here":
+        return os.environ.get("NIXA_TEST_NIX")
+    folder = Path(__file__).parents[3] / ".venv" / f"nix-{release}"
+    if not (folder / "whole").exists():
+        pytest.skip(
+            f"Nix of Debian's {release} is missing: `need_nix_versions` in scripts/setup.sh fetches it"
+        )
+    return str(folder / "bin")
+
+
 @pytest.fixture
-def nix_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nix as it is here, or that in the folder NIXA_TEST_NIX, behind a shim that logs its use."""
+def nix_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """Nix as it is here, or that in the folder NIXA_TEST_NIX, or of a release that the test names,
+    behind a shim that logs its use."""
     log, shims = tmp_path / "nix.log", tmp_path / "shims"
     shims.mkdir()
-    own = os.environ.get("NIXA_TEST_NIX")
+    own = _folder_of(getattr(request, "param", "here"))
     path = f"{own}:{os.environ['PATH']}" if own else os.environ["PATH"]
     for name in ("nix", "nix-store"):
         real = shutil.which(name, path=path)
-        assert real, f"{name} is not there: apt-get install nix-bin"
+        assert real, f"{name} not found: apt-get install nix-bin"
         (shims / name).write_text(SHIM.format(log=log, real=real))
         (shims / name).chmod(0o755)
     (tmp_path / "nix.conf").write_text(CONF)
     monkeypatch.setenv("PATH", f"{shims}:{path}")
     monkeypatch.setenv("NIX_USER_CONF_FILES", str(tmp_path / "nix.conf"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return log
 
 

@@ -36,7 +36,8 @@ def test_output_json_is_as_promised_and_its_paths_are_nixs_own(project: Project)
     assert value["system"] == "x86_64-linux"
     flake = json.loads(project.layout.flake.read_text())
     assert flake["evaluated"] == {"web1": "web1"}
-    assert flake["locked"].startswith("path:/nix/store/")
+    assert flake["locked"].startswith("git+file:///")
+    assert f"rev={project.git('rev-parse', 'HEAD').strip()}" in flake["locked"]
 
 
 def test_an_unrelated_tracked_change_evaluates_again_but_leaves_the_output_file(project: Project) -> None:
