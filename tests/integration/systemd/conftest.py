@@ -85,11 +85,11 @@ class Site:
         path: str = json.loads(done.stdout)[0]["outputs"]["out"]
         return path
 
-    def doit(self, *words: str, status: int | None = 0, timeout: float = 200) -> str:
+    def doit(self, *words: str, status: int | None = 0, secrets: dict[str, str] | None = None) -> str:
         """Run doit; its output. Fails the test where the exit status is another."""
         done = subprocess.run(
-            (sys.executable, "-m", "doit", *words), cwd=self.flake, env=self.environment,
-            capture_output=True, text=True, timeout=timeout, check=False,
+            (sys.executable, "-m", "doit", *words), cwd=self.flake, env=self.environment | (secrets or {}),
+            capture_output=True, text=True, timeout=200, check=False,
         )  # fmt: skip
         output = done.stdout + done.stderr
         assert "Traceback" not in output, output

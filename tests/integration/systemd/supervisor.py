@@ -94,7 +94,7 @@ def _lay(upper: Path, files: dict[str, str]) -> None:
             target.symlink_to(text[3:])
         else:
             target.write_text(text)
-            secret = "key" in path and not path.endswith(".pub")
+            secret = path.endswith(("_key", "shadow"))
             target.chmod(0o755 if text.startswith("#!") else 0o600 if secret else 0o644)
 
 
