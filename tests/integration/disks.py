@@ -197,12 +197,26 @@ def raid_member(device: Path) -> None:
 
 
 def zfs_member(device: Path) -> None:
-    """The uberblocks of the first two of the four labels of a pool."""
+    """The name-value list and the uberblocks of the first two of the four labels of the pool `tank`."""
     uberblock = struct.pack("<QQQQQ", 0x00BAB10C, 5000, 42, 0, 1_700_000_000).ljust(1024, b"\0")
+    numbers = {"version": 5000, "state": 0, "txg": 42, "pool_guid": 7, "guid": 8}
+    pairs = _zfs_pair("name", struct.pack(">III", 9, 1, 4) + b"tank")
+    for name, number in numbers.items():
+        pairs += _zfs_pair(name, struct.pack(">IIQ", 8, 1, number))
+    names = struct.pack(">BBHII", 1, 1, 0, 0, 1) + pairs + bytes(8)
     with device.open("r+b") as file:
         for label in (0, 256 * 1024):
+            file.seek(label + 16 * 1024)
+            file.write(names)
             file.seek(label + 128 * 1024)
             file.write(uberblock * 16)
+
+
+def _zfs_pair(name: str, value: bytes) -> bytes:
+    """One pair of a name-value list in XDR; `value` begins with its type and its number of elements."""
+    padded = name.encode().ljust((len(name) + 3) & ~3, b"\0")
+    size = 12 + len(padded) + len(value)
+    return struct.pack(">III", size, size, len(name)) + padded + value
 
 
 # -- how ----------------------------------------------------------------------------------------
