@@ -17,7 +17,7 @@ from nixa_tasks.host.ssh import Ssh, remote_command
 from nixa_tasks.host.sudo import Elevation
 from nixa_tasks.nix.command import Nix, command, is_store_path, store_command
 from nixa_tasks.process.pump import Sink
-from nixa_tasks.process.run import Output
+from nixa_tasks.process.run import Argv, Output
 from nixa_tasks.state import private_dir as private
 
 COPY_SECONDS = 6 * 3600.0
@@ -43,20 +43,21 @@ def _url_host(target: str) -> str:
     return f"[{target}]" if is_v6 else target
 
 
-def copy(ssh: Ssh, *paths: Path | str, sink: Sink, root: str | None = None) -> None:
-    """Copy closures to the host; it substitutes what it can fetch itself.
+def copy_command(ssh: Ssh, paths: tuple[str, ...], *, root: str | None = None) -> Argv:
+    """The `nix copy` of closures to the host; `root` as for `store_url`.
 
     Unsigned local paths are taken too: who may log in as root may do so anyway.
-    Raises nix_errors.NixFailed, DeadlinePassed, Interrupted.
     """
-    argv = command(
-        "copy",
-        "--no-check-sigs",
-        "--substitute-on-destination",
-        "--to",
-        store_url(ssh, root=root),
-        *(str(path) for path in paths),
-    )
+    substitute = ("--substitute-on-destination",) if ssh.host.substitute_on_destination else ()
+    return command("copy", "--no-check-sigs", *substitute, "--to", store_url(ssh, root=root), *paths)
+
+
+def copy(ssh: Ssh, *paths: Path | str, sink: Sink, root: str | None = None) -> None:
+    """Copy closures to the host; it substitutes what it can fetch itself, unless it must not.
+
+    Raises nix.errors.NixFailed, DeadlinePassed, Interrupted.
+    """
+    argv = copy_command(ssh, tuple(map(str, paths)), root=root)
     with environment(ssh) as env:
         nix = Nix(ssh.processes)
         nix.run(argv, deadline=COPY_SECONDS, sink=sink, host=ssh.host.name, what="copy", env=env)

@@ -356,6 +356,11 @@ class Host:
         FLAG, "Copy host keys", "Whether the installed system keeps the host keys of the one before.",
         default=True, example=False,
     )  # fmt: skip
+    substitute_on_destination: bool = key(
+        FLAG, "Substitute on the destination",
+        "Whether the host fetches what it can from its own substituters, so that only the rest is sent to it.",
+        default=True, example=False,
+    )  # fmt: skip
     extra_files: SecretSource | None = key(
         SECRET, "Extra files",
         "A folder copied to `/` of the new system, or `{ command = […] }` that prints it as a tar archive.",
@@ -452,6 +457,11 @@ class Fleet:
     eval_memory: int = key(
         whole(256, 1048576), "Evaluation memory", "MiB of memory that one evaluation may be expected to take.",
         default=4096, example=8192,
+    )  # fmt: skip
+    impure: bool = key(
+        FLAG, "Impure evaluation",
+        "Whether the flake may read what lies outside of it (`--impure`). It is then evaluated at every run.",
+        default=False, example=True,
     )  # fmt: skip
     copy_jobs: int = key(
         whole(1, 1000), "Copies", "How many hosts are sent a closure or an image at the same time.",

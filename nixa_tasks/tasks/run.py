@@ -180,7 +180,8 @@ class Run:
         from nixa_tasks.flake.fingerprint import fingerprint
 
         fleet = self.manifest.fleet
-        return fingerprint(self.nix, fleet.flake, self.layout, excluded=(fleet.cache,) if fleet.cache else ())
+        excluded = (fleet.cache,) if fleet.cache else ()
+        return fingerprint(self.nix, fleet.flake, self.layout, excluded=excluded, impure=fleet.impure)
 
     def output(self, host: str) -> Output:
         """What the flake says of the host, evaluated together with the others that were asked for.

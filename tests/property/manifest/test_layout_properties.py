@@ -54,6 +54,7 @@ optional_host = {
     "mode": st.sampled_from(["switch", "boot"]),
     "reboot": st.booleans(),
     "copy_host_keys": st.booleans(),
+    "substitute_on_destination": st.booleans(),
     "extra_files": secrets,
     "disk_encryption_keys": st.dictionaries(words.map(lambda w: f"/tmp/x{w}"), secrets, max_size=2),
     "checks": st.lists(checks, max_size=3),

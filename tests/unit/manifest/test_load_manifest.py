@@ -51,6 +51,7 @@ rollback_wave = true
 on_finish = ["notify", "a b"]
 eval_workers = 2
 eval_memory = 1024
+impure = true
 copy_jobs = 4
 [kexec.x86_64-linux]
 url = "images/installer.tar.gz"
@@ -81,6 +82,7 @@ reboot = true
 post_kexec_target = "192.0.2.9"
 post_kexec_port = 22
 copy_host_keys = false
+substitute_on_destination = false
 extra_files = "secrets/web1"
 hardware = "hosts/web1.json"
 on_drift = "deploy"
@@ -128,7 +130,7 @@ def test_every_key_of_the_fleet_and_the_images_is_served(full: Path) -> None:
     assert fleet.kexec_phase is KexecPhase.NIXOS_ANYWHERE
     assert fleet.waves == (("@web",), ("db", "not @web and not db"))
     assert (fleet.jobs, fleet.rollback_wave, fleet.on_finish) == (3, True, ("notify", "a b"))
-    assert (fleet.eval_workers, fleet.eval_memory, fleet.copy_jobs) == (2, 1024, 4)
+    assert (fleet.eval_workers, fleet.eval_memory, fleet.copy_jobs, fleet.impure) == (2, 1024, 4, True)
     mirror = "https://mirror.example.org/installer.tar.gz"
     assert list(manifest.images.values()) == [
         UrlImage(
@@ -154,6 +156,7 @@ def test_every_key_of_a_host_is_served(full: Path) -> None:
     assert (host.build_on, host.mode, host.reboot) == (BuildOn.REMOTE, Mode.BOOT, True)
     assert (host.post_kexec_target, host.post_kexec_port) == ("192.0.2.9", 22)
     assert not host.copy_host_keys
+    assert not host.substitute_on_destination
     assert host.extra_files == FileSecret(root / "secrets/web1")
     assert host.hardware == root / "hosts/web1.json"
     assert host.on_drift is OnDrift.DEPLOY
@@ -235,7 +238,7 @@ def test_a_stamp_of_other_bytes_counts_for_nothing(full: Path) -> None:
     stamp = full.with_name("stamp")
     load(full, stamp)
     full.write_text(FULL.replace("port = 2222", "port = 0"))
-    assert problems(full, stamp) == ["29 hosts.web1.port: must be at least 1, not 0"]
+    assert problems(full, stamp) == ["30 hosts.web1.port: must be at least 1, not 0"]
 
 
 def test_a_stamp_that_came_with_a_repository_counts_for_nothing(full: Path, tmp_path: Path) -> None:
