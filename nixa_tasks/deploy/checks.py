@@ -11,20 +11,13 @@ from typing import assert_never
 from urllib.parse import urlsplit
 
 from nixa_tasks.errors import NixaError
-from nixa_tasks.host.ssh import Ssh
+from nixa_tasks.host.ssh import Ssh, script
 from nixa_tasks.manifest.model import Check, CommandCheck, HttpCheck, TcpCheck, UnitsCheck
 from nixa_tasks.process.clock import Clock
 
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 5.0
 _MAX_BODY = 4 << 20
-
-_FAILED_UNITS = """
-PATH=$PATH:/run/current-system/sw/bin
-command -v systemctl >/dev/null 2>&1 || exit 0
-systemctl list-units --state=failed --plain --no-legend --no-pager |
-while read -r unit _; do echo "$unit"; done
-"""
 
 
 class CheckFailed(NixaError):
@@ -48,7 +41,7 @@ def describe(check: Check) -> str:
 
 def failed_units(ssh: Ssh) -> frozenset[str]:
     """The systemd units that are failed now; empty where there is no systemd."""
-    done = ssh.run(_FAILED_UNITS, deadline=60, root=True, what="units")
+    done = ssh.run(script("failed_units", "nixa_tasks.deploy"), deadline=60, root=True, what="units")
     return frozenset(done.stdout.split())
 
 

@@ -1,4 +1,4 @@
-"""Closures to a host, over nixa's own ssh.
+"""Closures to a host over nixa's own ssh, or built by the host itself.
 
 `ssh-ng://`: it asks once for all paths where `ssh://` pays a round trip for each, which at 80 ms
 makes 2.6 s of 26 to 51 s for 300 small paths (docs/benchmarks.md).
@@ -13,14 +13,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from nixa_tasks.host.ssh import Ssh, remote_command
+from nixa_tasks.errors import NixaError
+from nixa_tasks.flake import build
+from nixa_tasks.flake.evaluate import Output as Evaluated
+from nixa_tasks.host.probe import Os
+from nixa_tasks.host.ssh import Ssh, remote_command, script
 from nixa_tasks.host.sudo import Elevation
+from nixa_tasks.manifest.model import BuildOn, Host
 from nixa_tasks.nix.command import Nix, command, is_store_path, store_command
 from nixa_tasks.process.pump import Sink
 from nixa_tasks.process.run import Argv, Output
 from nixa_tasks.state import private_dir as private
+from nixa_tasks.state.layout import Layout
+from nixa_tasks.state.run_log import RunLog
 
 COPY_SECONDS = 6 * 3600.0
+_KEEP_SECONDS = 120.0
 
 
 def store_url(ssh: Ssh, *, root: str | None = None) -> str:
@@ -101,3 +109,34 @@ def closure_there(ssh: Ssh, path: str) -> frozenset[str] | None:
         _REQUISITES, path, deadline=_REQUISITES_SECONDS, check=False, output=output, what="closure"
     )
     return frozenset(filter(is_store_path, done.stdout.split())) if done.is_ok else None
+
+
+def builds_itself(host: Host, os: Os) -> bool:
+    """Whether the host builds its own system (`build_on = "remote"`). A machine that is still to be
+    installed can't: its first system is built here."""
+    return host.build_on is BuildOn.REMOTE and os is Os.NIXOS
+
+
+def build_there(ssh: Ssh, layout: Layout, output: Evaluated, log: RunLog) -> str:
+    """Have the host build its system from derivations that are sent to it; its path there, rooted.
+
+    The controller evaluates and keeps no closure. Raises NixaError where the host made another path,
+    flake.build.DerivationGone, nix_errors.NixFailed, DeadlinePassed, Interrupted.
+    """
+    host = ssh.host.name
+    with environment(ssh) as env:
+        store = build.RemoteStore(store_url(ssh), env)
+        nix = Nix(ssh.processes)
+        out = build.build_remotely(nix, layout, output, "toplevel", store, host=host, sink=log)
+    keep = script("keep_build", "nixa_tasks.deploy")
+    words = (output.toplevel_drv, out)
+    kept = ssh.run(keep, *words, root=True, deadline=_KEEP_SECONDS, check=False, what="remote build")
+    if not kept.is_ok or out not in kept.stdout.split():
+        raise NixaError(
+            f"the host built {kept.stdout.strip() or 'nothing that it still has'}, not {out} as evaluated",
+            host=host,
+            tail=kept.tail,
+            log=log.path,
+            hint='build_on = "local" builds here and copies the closure',
+        )
+    return out

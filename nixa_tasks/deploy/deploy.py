@@ -2,237 +2,271 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import json
+from dataclasses import dataclass, replace
 from typing import assert_never
 
-from nixa_tasks.deploy import copy, install, next_boot, preflight, receipts, remote_build, switch
-from nixa_tasks.deploy import reboot as boot
-from nixa_tasks.deploy.adopt import adopt
-from nixa_tasks.deploy.decide import Action, Asked, Decision, decide
-from nixa_tasks.deploy.order import Done, Order
-from nixa_tasks.deploy.receipts import Started
-from nixa_tasks.deploy.situation import earlier, situation
-from nixa_tasks.deploy.work import Work
+from nixa_tasks.deploy import copy, install, next_boot, preflight, reboot, receipts, switch
+from nixa_tasks.deploy.decide import Action, Asked, Judgement, Reason, Situation, judge
+from nixa_tasks.deploy.reboot import Awaited
+from nixa_tasks.deploy.receipts import adopt
+from nixa_tasks.deploy.rollback import find_earlier
+from nixa_tasks.deploy.switch import Change
+from nixa_tasks.deploy.turn import Done, Turn
 from nixa_tasks.errors import NixaError
-from nixa_tasks.files import locked, write_json
-from nixa_tasks.host import lock, reach, sudo
+from nixa_tasks.files import locked, read_json, write_json
+from nixa_tasks.host import lock, reach
 from nixa_tasks.host.probe import Os
+from nixa_tasks.host.reach import Reached
+from nixa_tasks.host.ssh import Fence
 from nixa_tasks.state.receipt import How, Outcome, Receipt
-from nixa_tasks.state.run_log import RunLog
 
 
 class Refused(NixaError):
     """The decision was not to touch the host."""
 
 
-def carry_out(order: Order) -> Done:
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What is done with the host as it was reached, and the system that is wanted on it."""
+
+    reached: Reached
+    situation: Situation
+    judgement: Judgement
+
+    @property
+    def action(self) -> Action:
+        return self.judgement.action
+
+    @property
+    def wanted(self) -> str | None:
+        return self.situation.wanted
+
+
+def carry_out(turn: Turn) -> Done:
     """Bring one host to what is asked. Raises NixaError; what was done is recorded either way."""
-    name = order.host.name
-    log = RunLog(order.layout.host(name).logs, order.asked, order.journal.run, order.journal.clock)
-    started = Started.now(order.access.clock)
+    name = turn.name
     try:
         with (
-            order.journal.step(name, order.asked),
+            turn.journal.step(name, turn.asked),
             locked(
-                order.layout.locks / f"{name}.lock",
-                timeout=order.host.lock_timeout,
-                announce=lambda text: order.journal.note(name, "lock", text),
+                turn.layout.locks / f"{name}.lock",
+                timeout=turn.host.lock_timeout,
+                announce=lambda text: turn.note("lock", text),
                 what="this host's turn",
             ),
         ):
-            return _turn(order, log, started)
+            return _run(turn)
     except NixaError as error:
         error.host = error.host or name
-        error.hint = (
-            error.hint or f"what was finished is kept; to go on from there: doit {order.asked}:{name}"
-        )
-        if error.log is None and log.path.exists():
-            error.log = log.path
+        error.hint = error.hint or f"what was finished is kept; to go on from there: doit {turn.asked}:{name}"
+        if error.log is None and turn.log.path.exists():
+            error.log = turn.log.path
         raise
     finally:
-        log.close()
+        turn.log.close()
 
 
-def _turn(order: Order, log: RunLog, started: Started) -> Done:
+def _run(turn: Turn) -> Done:
     """Reach the host and do what is to be done. Where the deploy that was waited for has restarted
     the host, it is begun anew: an installation restarts it twice. Not a reinstallation, which would
     wipe what the user did not know of."""
     for is_last in (False, False, False, True):
-        work = _reach(order, log)
-        ssh = work.reached.ssh
+        reached = _reach(turn)
         try:
-            return _act(order, work, started)
+            return _act(turn, reached)
         except lock.HolderRestarted as error:
-            if is_last or order.asked is Asked.REINSTALL:
+            if is_last or turn.asked is Asked.REINSTALL:
                 raise
-            order.journal.note(
-                order.host.name, "lock", "whoever held it has restarted the host: looking again"
+            turn.note("lock", "whoever held it has restarted the host: looking again")
+            awaited = Awaited(
+                reached.facts.boot_id,
+                min(reboot.BOOT_SECONDS, turn.host.install_timeout),
+                "the host, which another deploy has restarted",
+                f"look at that deploy, then: doit deploy:{turn.name}",
+                error,
             )
-            boot.await_boot(
-                ssh,
-                before=work.reached.facts.boot_id,
-                deadline=min(boot.BOOT_SECONDS, order.host.install_timeout),
-                what="the host, which another deploy has restarted",
-                hint=f"look at that deploy, then: doit deploy:{order.host.name}",
-                lost=error,
-            )
+            reboot.await_boot(reached.ssh, awaited)
         finally:
-            ssh.disconnect()
+            reached.ssh.disconnect()
     raise AssertionError  # the last one has returned or raised
 
 
-def _reach(order: Order, log: RunLog) -> Work:
-    name = order.host.name
-    with order.journal.step(name, "reach"):
-        reached = reach.connect(
-            order.host, order.access, lambda text: order.journal.note(name, "reach", text)
-        )
-        write_json(order.layout.host(name).facts, reached.facts.to_json())
-    log(f"reached: {json.dumps(reached.facts.to_json())}")
-    return Work(
-        order.manifest,
-        order.host,
-        order.output,
-        order.flake,
-        reached,
-        order.layout,
-        order.journal,
-        log,
-        order.access,
-        order.uplink,
-    )
+def _reach(turn: Turn) -> Reached:
+    with turn.journal.step(turn.name, "reach"):
+        reached = reach.connect(turn.host, turn.access, lambda text: turn.note("reach", text))
+        with contextlib.suppress(NixaError):  # a full disk here costs a cache, not a deploy
+            write_json(turn.layout.host(turn.name).facts, reached.facts.to_json())
+    turn.log(f"reached: {json.dumps(reached.facts.to_json())}")
+    return reached
 
 
-def _act(order: Order, work: Work, started: Started) -> Done:
-    """Decide and do it, under the host's lock. That holds for a host that runs the wanted system
-    too: a switch whose controller died may be about to go back from it. And a host that seems to
-    have been changed by other means may be in the middle of somebody's switch."""
-    if order.asked is Asked.ROLLBACK:
-        work = _with_password(work, is_needed=True)
-    wanted, decision = _decide(order, work)
-    work = _with_password(work, is_needed=decision.action.is_change)
-    is_sure = decision.action is not Action.REFUSE or work.reached.facts.os is not Os.NIXOS
-    if is_sure or not work.reached.can_be_root:
-        _prepare(order, work, decision)
-    if not work.reached.can_be_root and decision.action in (Action.CURRENT, Action.PENDING):
-        return Done(decision.action, decision.reason, adopt(work, started), work.reached.facts.system)
-    preflight.check_root(work)
+def _act(turn: Turn, reached: Reached) -> Done:
+    """Decide, prepare, take the host's lock, and decide again on what the host says then.
+
+    The first decision only tells what has to be built, which may take hours; another controller may
+    have had the host meanwhile. A host that is current is asked under its lock too: a switch whose
+    controller died may be about to go back from it, and one that seems to have drifted may be in the
+    middle of somebody's switch.
+    """
+    if turn.asked is Asked.ROLLBACK:
+        reached = _as_root(turn, reached, is_needed=True)
+    first = _decide(turn, reached)
+    first = replace(first, reached=_as_root(turn, reached, is_needed=first.action.is_change))
+    if first.action is Action.HOLD:
+        return Done(first.judgement, first.situation.there, reached.facts.system)
+    is_nixos = reached.facts.os is Os.NIXOS
+    if not (first.reached.can_be_root and is_nixos and first.action in (Action.REFUSE, Action.WAIT)):
+        _prepare(turn, first)
+    if not first.reached.can_be_root and not first.action.is_change:
+        return Done(first.judgement, adopt(turn, first.reached), reached.facts.system)
+    preflight.check_root(first.reached)
     with lock.held(
-        work.reached.ssh,
-        timeout=order.host.lock_timeout,
-        announce=lambda text: order.journal.note(order.host.name, "lock", text),
-    ) as waited:
-        if waited or not is_sure:  # whoever held it has changed the host: look again
-            facts = reach.ask_again(work.reached.ssh)
-            work = dataclasses.replace(work, reached=dataclasses.replace(work.reached, facts=facts))
-            wanted, decision = _decide(order, work)
-            _prepare(order, work, decision)
-        receipt = _change(order, work, decision, wanted, started)
-        return Done(decision.action, decision.reason, receipt, work.reached.facts.system)
+        first.reached.ssh,
+        timeout=turn.host.lock_timeout,
+        announce=lambda text: turn.note("lock", text),
+    ) as held:
+        facts = reach.ask_again(first.reached.ssh)
+        fence = Fence(facts.boot_id, held.token, facts.system)
+        ssh = replace(first.reached.ssh, fence=fence)
+        decided = _decide(turn, replace(first.reached, ssh=ssh, facts=facts), before=first.judgement)
+        if decided.action is Action.HOLD:
+            return Done(decided.judgement, decided.situation.there, facts.system)
+        _prepare(turn, decided)
+        receipt = _change(turn, decided)
+        return Done(decided.judgement, receipt, facts.system)
 
 
-def _with_password(work: Work, *, is_needed: bool) -> Work:
+def _as_root(turn: Turn, reached: Reached, *, is_needed: bool) -> Reached:
     """The way to root with sudo's password, where the host asks for one. A host that is current does
-    without where none can be had: its record is then made without its lock."""
-    if not (is_needed or sudo.is_at_hand()):
-        return work
-    reached = reach.as_root(
-        work.reached,
-        work.access.passwords,
-        lambda text: work.journal.note(work.host.name, "sudo", text),
+    without where there is none: its record is then made without its lock."""
+    passwords = turn.access.passwords
+    if not (is_needed or passwords.is_at_hand()):
+        return reached
+    return reach.as_root(reached, passwords, lambda text: turn.note("sudo", text))
+
+
+def _decide(turn: Turn, reached: Reached, *, before: Judgement | None = None) -> Decided:
+    """What the table says of the host as it is, its disks looked at where they may be wiped. It is
+    announced, unless it is what was decided `before`."""
+    rollback = turn.asked is Asked.ROLLBACK
+    now = Situation(
+        host=turn.host,
+        wanted=find_earlier(turn, reached) if rollback else turn.wanted,
+        here=Receipt.from_json(read_json(turn.layout.host(turn.name).deployed)),
+        facts=reached.facts,
+        key=reached.key.text,
+        asked=turn.asked,
+        again=turn.again,
+        since=turn.undo.since if turn.undo else None,
     )
-    return dataclasses.replace(work, reached=reached)
+    judgement = judge(now)
+    if judgement.action is Action.INSTALL and reached.can_be_root and not reached.facts.is_installing:
+        now = replace(now, disks=preflight.look_at_disks(reached.ssh))
+        judgement = judge(now)
+    if before is None or judgement != before:
+        turn.note("decide", f"{judgement.action}: it {judgement.text}")
+        for line in now.disks.lines if now.disks and judgement.action is Action.INSTALL else ():
+            turn.note("decide", f"wipes {line}")
+    return Decided(reached, now, judgement)
 
 
-def _decide(order: Order, work: Work) -> tuple[str | None, Decision]:
-    """The system that is wanted, and what the table says."""
-    wanted = earlier(work, order.back) if order.asked is Asked.ROLLBACK else work.wanted
-    decision = decide(situation(work, order.asked, wanted))
-    if order.back is not None and work.reached.facts.system != order.back.since:
-        decision = Decision(Action.REFUSE, "runs something else by now than what it was switched to")
-    order.journal.note(order.host.name, "decide", f"{decision.action}: it {decision.reason}")
-    return wanted, decision
+def _refuse(turn: Turn, decided: Decided) -> Refused:
+    name, now, judgement = turn.name, decided.situation, decided.judgement
+    tail: tuple[str, ...] = ()
+    hint: str | None = None
+    match judgement.reason:
+        case Reason.DRIFT:
+            was = now.there.out if now.there else "nothing"
+            hint = (
+                f"it runs {decided.reached.facts.system}, its receipt names {was}\n"
+                f'to deploy over it, set on_drift = "deploy" for {name}, or bring the change into the flake'
+            )
+        case Reason.INSTALL_NEVER:
+            hint = f"to install it, change `install` for {name} in hosts.toml"
+        case Reason.RAN_NIXOS | Reason.NIXOS_ON_DISK:
+            tail = now.disks.lines if now.disks else ()
+            hint = (
+                "is it in a rescue system? Then restart it into its own\n"
+                f"to wipe it and install it again: doit reinstall:{name}"
+            )
+        case Reason.IN_INITRD:
+            hint = f"give it its passphrase, then: doit deploy:{name}"
+        case Reason.SWITCH_UNDER_WAY:
+            hint = f"it goes back by itself unless it is confirmed; then: doit deploy:{name}"
+        case _:
+            pass
+    return Refused(f"refused: it {judgement.text}", host=name, hint=hint, tail=tail)
 
 
-def _refusal_hint(work: Work, decision: Decision) -> str | None:
-    name = work.host.name
-    if "other means" in decision.reason:
-        receipt = Receipt.from_json(work.reached.facts.receipt)
-        was = receipt.out if receipt else "nothing"
-        return (
-            f"it runs {work.reached.facts.system}, its receipt names {was}\n"
-            f'to deploy over it, set on_drift = "deploy" for {name}, or bring the change into the flake'
-        )
-    if "install" in decision.reason:
-        return f"to install it, change `install` for {name} in hosts.toml"
-    return None
-
-
-def _prepare(order: Order, work: Work, decision: Decision) -> None:
+def _prepare(turn: Turn, decided: Decided) -> None:
     """Have the closures before the host's lock is taken: building may take long. Raises Refused."""
-    if decision.action is Action.REFUSE:
-        raise Refused(
-            f"refused: it {decision.reason}", host=order.host.name, hint=_refusal_hint(work, decision)
-        )
-    if order.asked is Asked.ROLLBACK or not decision.action.is_change:
+    if decided.action in (Action.REFUSE, Action.WAIT):
+        raise _refuse(turn, decided)
+    if turn.asked is Asked.ROLLBACK or not decided.action.is_change:
         return
-    if _builds_there(work, decision):
-        preflight.check_root(work)
-        order.suppliers.there(work)
+    reached = decided.reached
+    if decided.action is not Action.INSTALL and copy.builds_itself(turn.host, reached.facts.os):
+        preflight.check_root(reached)
+        turn.suppliers.there(turn, replace(reached.ssh, fence=None))
         return
-    order.suppliers.system(work)
-    if decision.action is Action.INSTALL:
-        preflight.check_host(work)
-        order.suppliers.disko(work)
+    turn.suppliers.system(turn)
+    if decided.action is Action.INSTALL:
+        preflight.check_host(reached, turn.output.system, turn.manifest.fleet.kexec_phase)
+        turn.suppliers.disko(turn)
 
 
-def _builds_there(work: Work, decision: Decision) -> bool:
-    return decision.action is not Action.INSTALL and remote_build.is_remote(work.host, work.reached.facts.os)
-
-
-def _change(order: Order, work: Work, decision: Decision, wanted: str | None, started: Started) -> Receipt:
-    if decision.action.is_change:
-        _expect_the_worst(work, _how(order, decision.action), wanted, started)
-    match decision.action:
+def _change(turn: Turn, decided: Decided) -> Receipt:
+    reached = decided.reached
+    if decided.action.is_change:
+        _expect_the_worst(turn, decided)
+    match decided.action:
         case Action.INSTALL:
-            return _install(order, work, started)
+            image = turn.suppliers.image(turn) if reached.facts.os is not Os.INSTALLER else None
+            parts = install.Parts(turn.suppliers.system(turn), turn.suppliers.disko(turn), image)
+            return install.install(turn, reached, parts)
         case Action.SWITCH | Action.BOOT:
-            return _switch(order, work, decision.action, wanted or work.wanted, started)
-        case Action.CURRENT | Action.PENDING:
-            return adopt(work, started)
-        case Action.REFUSE:
-            raise AssertionError(decision)  # _prepare has raised
+            return _switch(turn, decided)
+        case Action.CURRENT | Action.VERIFY:
+            return adopt(turn, reached)
+        case Action.REFUSE | Action.WAIT | Action.HOLD | Action.ASK:
+            raise AssertionError(decided)  # _act and _prepare have ended before
         case _ as never:
             assert_never(never)
 
 
-def _how(order: Order, action: Action) -> How:
-    return How.ROLLBACK if order.asked is Asked.ROLLBACK else How(action)
+def _how(turn: Turn, action: Action) -> How:
+    return How.ROLLBACK if turn.asked is Asked.ROLLBACK else How(action)
 
 
-def _expect_the_worst(work: Work, how: How, wanted: str | None, started: Started) -> None:
+def _expect_the_worst(turn: Turn, decided: Decided) -> None:
     """From here on the host may run something else than the last receipt here says, and this process
     may die before it has told so: a deploy back to that system must not seem to be done already."""
     receipt = receipts.make(
-        work, started, how, out=work.reached.facts.system, outcome=Outcome.FAILED, wanted=wanted
+        turn,
+        decided.reached,
+        _how(turn, decided.action),
+        out=decided.reached.facts.system,
+        outcome=Outcome.FAILED,
+        wanted=decided.wanted,
     )
-    write_json(work.layout.host(work.host.name).deployed, receipt.to_json())
+    receipts.remember(turn, receipt, history=False)
 
 
-def _install(order: Order, work: Work, started: Started) -> Receipt:
-    image = order.suppliers.image(work) if preflight.needs_image(work) else None
-    parts = install.Parts(order.suppliers.system(work), order.suppliers.disko(work), image, order.neighbours)
-    return install.install(work, parts, started)
-
-
-def _switch(order: Order, work: Work, action: Action, new: str, started: Started) -> Receipt:
-    how, is_back = _how(order, action), order.asked is Asked.ROLLBACK
-    drv = None if is_back else work.drv
-    if not is_back and not remote_build.is_remote(work.host, work.reached.facts.os):
-        system = order.suppliers.system(work)
-        with work.sending("copy"):
-            copy.copy(work.reached.ssh, system, sink=work.log)
-    if action is Action.BOOT:
-        return next_boot.boot_into(work, new, how, started, drv=drv)
-    return switch.switch(work, new, how, started, wanted=new, drv=drv)
+def _switch(turn: Turn, decided: Decided) -> Receipt:
+    reached, is_back = decided.reached, turn.asked is Asked.ROLLBACK
+    drv = None if is_back else turn.output.toplevel_drv
+    if not is_back and not copy.builds_itself(turn.host, reached.facts.os):
+        system = turn.suppliers.system(turn)
+        with turn.sending("copy"):
+            copy.copy(reached.ssh, system, sink=turn.log)
+    change = Change(
+        turn,
+        reached,
+        decided.wanted or turn.wanted,
+        _how(turn, decided.action),
+        drv,
+        reached.facts.system if is_back else None,
+    )
+    return next_boot.boot_into(change) if decided.action is Action.BOOT else switch.switch(change)

@@ -1,35 +1,27 @@
-"""The controller's side of guard.sh: started on the host, looked at, told how it went."""
+"""The controller's side of guard.sh: started on the host, looked at, and told how it went."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.resources
+import io
+import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from nixa_tasks.deploy import receipts
-from nixa_tasks.deploy.work import Work
+from nixa_tasks.deploy.receipts import PACKAGE
 from nixa_tasks.errors import CommandFailed, DeadlinePassed, Interrupted, NixaError
-from nixa_tasks.host.ssh import Ssh, Unreachable, environment
+from nixa_tasks.host.ssh import Ssh, Unreachable, environment, script
+from nixa_tasks.process.pump import Sink
 from nixa_tasks.process.run import Heartbeat, Output, Place
-from nixa_tasks.state.receipt import Outcome, Receipt
+from nixa_tasks.state.receipt import Receipt
 
 LIMIT_FACTOR = 5  # an activation that is seen to be alive may take so many confirm_timeouts
 POLL_SECONDS = 1.0
 GO_BACK_SECONDS = 120.0
 _BEAT_START_SECONDS = 20.0
-ENDS = (Outcome.DONE, Outcome.ROLLED_BACK)  # after these the host has written a receipt
-_SCRIPTS = ("guard.sh", "boot_once.sh")
 
-_LAUNCH = """
-set -eu; umask 077; mkdir -p /run/nixa; folder=/run/nixa/switch-$1; mkdir "$folder"; cd "$folder"
-tar -xf -
-if [ -d /run/systemd/system ] && command -v systemd-run >/dev/null 2>&1; then
-  systemd-run --quiet --collect --no-ask-password --unit="nixa-switch-$1" sh "$folder/guard.sh" "$folder"
-else
-  setsid sh "$folder/guard.sh" "$folder" </dev/null >guard.log 2>&1 &
-fi
-"""
 _LOOK = """
 cd "/run/nixa/switch-$1" 2>/dev/null || { echo outcome=gone; exit; }
 : >alive
@@ -45,14 +37,47 @@ _LOGS = 'cd "/run/nixa/switch-$1" && tail -n 40 activation.log rollback.log guar
 _RECEIPT = "head -c 65536 /var/lib/nixa/receipt.json"
 
 
+class Task(StrEnum):
+    """What the guard does; see guard.sh."""
+
+    SWITCH = "switch"
+    BOOT = "boot"
+    PROVE = "prove"
+
+
+class Word(StrEnum):
+    """What the controller tells the guard."""
+
+    CONFIRM = "confirm"
+    ABORT = "abort"
+
+
+class Ending(StrEnum):
+    """How a guard ended, by its own account."""
+
+    DONE = "done"
+    ARMED = "armed"  # set up to be booted once
+    ROLLED_BACK = "rolled-back"
+    FAILED = "failed"  # nothing was changed
+    STUCK = "stuck"  # it could not roll back
+    GONE = "gone"  # the host was restarted meanwhile
+    UNKNOWN = ""  # it can't be asked in time
+
+    @property
+    def has_receipt(self) -> bool:
+        """Whether the host has written a receipt by then."""
+        return self in (Ending.DONE, Ending.ARMED, Ending.ROLLED_BACK, Ending.STUCK)
+
+
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """The host's side of one switch, looked at over connections that are new each time."""
+    """The host's side of one change, looked at over connections that are new each time."""
 
     ssh: Ssh
     run: str
 
     def look(self) -> dict[str, str]:
+        """What it has written by now, by file; a sign of life for it. Raises as Ssh.run does."""
         done = self.ssh.run(_LOOK, self.run, root=True, deadline=20, what="switch")
         return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
 
@@ -61,38 +86,49 @@ class Guard:
         with contextlib.suppress(CommandFailed, DeadlinePassed, Unreachable):
             self.look()
 
-    def say(self, word: str, text: str) -> None:
+    def tell(self, word: Word, text: str) -> None:
         self.ssh.run(_SAY, self.run, word, text, root=True, deadline=20, what="switch")
 
     def receipt(self) -> Receipt | None:
-        """The receipt that the host wrote; None where it can't be had or read."""
+        """The receipt that the host wrote; None where there is none that can be read."""
         done = self.ssh.run(_RECEIPT, root=True, deadline=20, check=False, what="switch")
         return receipts.parse(done.stdout)
 
     def logs(self) -> tuple[str, ...]:
+        """The last lines of what the activation printed."""
         done = self.ssh.run(_LOGS, self.run, root=True, deadline=20, check=False, what="switch")
         return tuple(done.stdout.splitlines())
 
 
-def launch(work: Work, ssh: Ssh, new: str, templates: Mapping[str, Receipt], **more: str) -> Guard:
-    """Start the guard for the system `new` in a unit of its own, or a session where there is no
-    systemd. `templates`: the receipts that it may write, by file name. `more`: files besides, with
-    one word each. Raises NixaError."""
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What a guard is started for: to the system `new`. `templates`: the receipts that it may write,
+    by file name. `restart`: for Task.BOOT, who restarts the host."""
+
+    new: str
+    task: Task
+    templates: Mapping[str, Receipt]
+    restart: str = ""
+
+
+def launch(ssh: Ssh, errand: Errand, *, run: str, log: Sink) -> Guard:
+    """Start the guard, behind the fence. `run` names this run. Raises Stale, NixaError."""
     moment = round(ssh.clock.now().timestamp() * 1000)
-    guard = Guard(ssh.unshared(), f"{work.journal.run}-{moment}")
-    timeout = max(1, int(work.host.confirm_timeout))
-    folder = importlib.resources.files("nixa_tasks.deploy")
-    files = {name: folder.joinpath(name).read_text() for name in _SCRIPTS}
-    files |= {name: f"{word}\n" for name, word in more.items()}
-    files |= {f"{name}.json": _template(receipt) for name, receipt in templates.items()}
-    files |= {"new": f"{new}\n", "timeout": f"{timeout}\n", "limit": f"{timeout * LIMIT_FACTOR}\n"}
+    guard = Guard(ssh.unshared(), f"{run}-{moment}")
+    timeout = max(1, int(ssh.host.confirm_timeout))
+    files = {f"{name}.sh": script(name, PACKAGE) for name in ("guard", "boot_once")}
+    files |= {f"{name}.json": _template(receipt) for name, receipt in errand.templates.items()}
+    files |= {"new": f"{errand.new}\n", "task": f"{errand.task}\n"}
+    files |= {"timeout": f"{timeout}\n", "limit": f"{timeout * LIMIT_FACTOR}\n"}
+    if errand.restart:
+        files["reboot"] = f"{errand.restart}\n"
     ssh.run(
-        _LAUNCH,
+        script("launch", PACKAGE),
         guard.run,
         root=True,
         deadline=60,
         stdin=_archive(files),
-        output=Output(sink=work.log),
+        output=Output(sink=log),
         what="switch",
     )
     return guard
@@ -104,10 +140,7 @@ def _template(receipt: Receipt) -> str:
     return receipts.line(receipt).replace(seconds, '"seconds": "@SECONDS@"')
 
 
-def _archive(files: dict[str, str]) -> bytes:
-    import io
-    import tarfile
-
+def _archive(files: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, text in files.items():
@@ -142,35 +175,38 @@ def beating(guard: Guard, every: float) -> Iterator[None]:
         yield
 
 
-def try_to_say(guard: Guard, word: str, text: str, seconds: float) -> str | None:
-    """Say it until it is heard; after `seconds` the host has gone back anyway. None if heard."""
-    until = guard.ssh.clock.monotonic() + seconds
+def try_to_tell(guard: Guard, word: Word, text: str, seconds: float) -> str | None:
+    """Tell it until it is heard; after `seconds` the host has gone back anyway. None if heard, else
+    why not."""
+    clock = guard.ssh.clock
+    until = clock.monotonic() + seconds
     while True:
         try:
-            guard.say(word, text)
+            guard.tell(word, text)
         except Interrupted:
             raise
         except NixaError as error:
-            if guard.ssh.clock.monotonic() > until:
+            if clock.monotonic() > until:
                 return f"the host could not be reached to {word}: {error.what}"
-            guard.ssh.clock.sleep(POLL_SECONDS)
+            clock.sleep(POLL_SECONDS)
         else:
             return None
 
 
-def await_outcome(guard: Guard, *, seconds: float) -> tuple[str, str]:
-    """What the host itself says that became of it, and why: `gone` where it was restarted meanwhile,
-    ("", "") where it can't be asked in time."""
-    until = guard.ssh.clock.monotonic() + seconds
-    while guard.ssh.clock.monotonic() < until:
+def await_ending(guard: Guard, *, seconds: float) -> tuple[Ending, str]:
+    """What the host itself says became of it, and why."""
+    clock = guard.ssh.clock
+    until = clock.monotonic() + seconds
+    while clock.monotonic() < until:
         try:
             state = guard.look()
         except Interrupted:
             raise
         except NixaError:
-            guard.ssh.clock.sleep(POLL_SECONDS)
+            clock.sleep(POLL_SECONDS)
             continue
-        if "outcome" in state:
-            return state["outcome"].strip(), state.get("reason", "").strip()
-        guard.ssh.clock.sleep(POLL_SECONDS / 2)
-    return "", ""
+        outcome = state.get("outcome", "").strip()
+        if outcome in tuple(Ending) and outcome:
+            return Ending(outcome), state.get("reason", "").strip()
+        clock.sleep(POLL_SECONDS / 2)
+    return Ending.UNKNOWN, ""

@@ -5,37 +5,71 @@
 #   guard.sh FOLDER
 #
 # FOLDER holds: new (the system's store path), timeout (seconds without a sign of the controller
-# until it goes back), limit (seconds that an activation may take), done.json and back.json (the
-# two receipts; @SECONDS@ and @OUT@ are filled in here), and task:
-#   switch  activate it now, and watch it (also where there is no such file)
+# until it goes back), limit (seconds that an activation may take), the receipts done.json, back.json
+# and stuck.json (@SECONDS@, @OUT@ and @WHY@ are filled in here), and task:
+#   switch  activate it now, and watch it. It becomes what boots next only once it is confirmed
 #   boot    set it up for the next boot. `reboot` says who restarts the host: `no`body, or nixa,
 #           which is `watched` where the boot loader can boot a system once and has the one before
 #           as its default meanwhile, else `unwatched`. For these there is armed.json, a receipt.
 #   prove   it has booted: watch it, and go back by another restart
 # The controller writes into it: alive (a sign of life), confirm, abort (a reason).
-# This writes: activated (the activation's exit status), activation.log, reason, outcome.
+# This writes: activated (the activation's exit status), activation.log, reason, and outcome: `done`,
+# `armed`, `rolled-back`, `failed` (nothing was changed, or somebody else has changed it since) or
+# `stuck` (it could not go back). Which of these is told by what runs and boots, and nothing else.
 set -u
 PATH=/run/current-system/sw/bin:$PATH:/usr/sbin:/sbin:/nix/var/nix/profiles/default/bin
 profile=/nix/var/nix/profiles/system
+earlier=/nix/var/nix/profiles/nixa-before # survives a boot wherever /nix does, and is a GC root
 receipts=/var/lib/nixa
+next=/nix/var/nix/gcroots/nixa-next
 cd "$1" || exit 1
 umask 077
 
 # /proc/uptime, so that a changed clock fools nobody.
 now() { read -r up rest </proc/uptime; echo "${up%%.*}"; }
 
+live() { readlink -f /run/current-system; }
+
+waits_until() { # SECONDS of uptime: for whoever looks at this host (probe.sh)
+  (umask 022; echo "$1" >/run/nixa-guard.new; mv -f /run/nixa-guard.new /run/nixa-guard)
+}
+
+sync_files() { # FILE…: these only, so that a hung mount elsewhere blocks nothing
+  sync "$@" 2>/dev/null || :
+}
+
+failed_units() {
+  command -v systemctl >/dev/null 2>&1 || return 0
+  timeout 20 systemctl list-units --state=failed --plain --no-legend --no-pager 2>/dev/null |
+    while read -r unit rest; do echo "$unit"; done
+}
+
+newly_failed() { # `; failed units: …`, of those that were not failed before
+  names=
+  for unit in $(failed_units); do
+    grep -qxF "$unit" failed-before 2>/dev/null || names="$names${names:+, }$unit"
+  done
+  [ -z "$names" ] || printf '; failed units: %s' "$names"
+}
+
 write_receipt() { # FILE OUTCOME [SYSTEM]: the receipt and its line in the history, in one step each
   umask 022 # a login that is not root reads them too
   mkdir -p "$receipts"
-  out=${3:-$(readlink -f /run/current-system)}
-  sed -e "s|\"@SECONDS@\"|$(($(now) - started))|" -e "s|@OUT@|$out|" "$1" >receipt.new
+  out=${3:-$(live)} why=$(head -c 300 reason 2>/dev/null | LC_ALL=C tr -cd '\040-\176' | tr -d '"\\|&')
+  sed -e "s|\"@SECONDS@\"|$(($(now) - started))|" -e "s|@OUT@|$out|" -e "s|@WHY@|$why|" "$1" >receipt.new
   cat receipt.new >>"$receipts/history.jsonl"
-  cp receipt.new "$receipts/.receipt.new" && sync && mv -f "$receipts/.receipt.new" "$receipts/receipt.json"
-  echo "$2" >outcome.new && mv -f outcome.new outcome
+  cp receipt.new "$receipts/.receipt.new"
+  sync_files "$receipts/.receipt.new" "$receipts/history.jsonl"
+  mv -f "$receipts/.receipt.new" "$receipts/receipt.json"
+  end "$2"
+}
+
+end() { # OUTCOME
+  echo "$1" >outcome.new && mv -f outcome.new outcome
   umask 077
 }
 
-activate() { # SYSTEM switch|boot LOG: in a session of its own, so that all of it can be ended
+activate() { # SYSTEM test|boot LOG: in a session of its own, so that all of it can be ended
   setsid sh -c '"$1/bin/switch-to-configuration" "$2"; status=$?
     echo $status >activated.new; mv -f activated.new activated' sh "$1" "$2" >>"$3" 2>&1 </dev/null 8>&- &
   child=$!
@@ -47,32 +81,53 @@ end_activation() { # what has ended by itself may have left services behind that
   wait "$child" 2>/dev/null
 }
 
-activate_wholly() { # SYSTEM switch|boot LOG: to its end, or to the limit. Fails with the activation
+activate_wholly() { # SYSTEM test|boot LOG: to its end, or to the limit. Fails with the activation
   rm -f activated
   activate "$1" "$2" "$3"
   since=$(now)
+  waits_until $((since + limit))
   while [ ! -e activated ] && [ $(($(now) - since)) -lt "$limit" ]; do sleep 1; done
   end_activation
   [ "$(cat activated 2>/dev/null)" = 0 ]
 }
 
-go_back() { # REASON
-  echo "$1" >reason
-  end_activation
-  rm -f confirm
-  nix-env -p "$profile" --set "$before_profile"
-  activate_wholly "$before" switch rollback.log
-  write_receipt back.json rolled-back
-  exit 0
-}
-
 fail() { # REASON: with nothing changed
   echo "$1" >reason
-  echo failed >outcome
+  end failed
   exit 1
 }
 
+leave_to_others() { # what runs is neither the new system nor the one before: not ours to undo
+  found=$(live)
+  case $found in
+  "$new" | "$before") ;;
+  *) fail "somebody has switched it to $found meanwhile, which is left as it is" ;;
+  esac
+}
+
+go_back() { # REASON
+  reason=$1
+  echo "$reason" >reason
+  end_activation
+  rm -f confirm
+  leave_to_others
+  restore_profile
+  activate_wholly "$before" test rollback.log
+  loader=
+  if [ -n "$is_default_set" ] && ! activate_wholly "$before_profile" boot rollback.log; then
+    loader="; its boot loader could not be set back"
+  fi
+  if [ "$(live)" = "$before" ] && [ "$(readlink -f "$profile")" = "$before_profile" ] && [ -z "$loader" ]; then
+    write_receipt back.json rolled-back
+  else
+    echo "$reason$loader" >reason
+    write_receipt stuck.json stuck
+  fi
+  exit 0
+}
+
 restore_profile() { # to the generation that it led to, rather than to a new one of the same system
+  [ "$(readlink -f "$profile")" != "$before_profile" ] || return 0
   case $before_link in
   system-*-link)
     number=${before_link#system-}
@@ -83,8 +138,41 @@ restore_profile() { # to the generation that it led to, rather than to a new one
 
 can_boot() { [ -e "$1/bin/switch-to-configuration" ]; }
 
+switch() { # to the system `new`: it runs, and what boots next stays the one before until it is confirmed
+  failed_units >failed-before
+  ln -sfn "$new" "$next" # nothing else holds it yet
+  activate "$new" test activation.log
+  last=$started
+  waits_until $((last + timeout))
+  while :; do
+    if [ -e activated ]; then
+      status=$(cat activated)
+      [ "$status" = 0 ] || go_back "the activation ended with status $status$(newly_failed)"
+      if [ -e confirm ]; then keep_switched; fi
+    elif [ $(($(now) - started)) -ge "$limit" ]; then
+      go_back "the activation timed out after $limit s"
+    fi
+    if [ -e abort ]; then go_back "$(head -c 300 abort)"; fi
+    if [ -e alive ]; then rm -f alive; last=$(now); waits_until $((last + timeout)); fi
+    if [ $(($(now) - last)) -ge "$timeout" ]; then go_back "nobody confirmed it within $timeout s"; fi
+    sleep 1
+  done
+}
+
+keep_switched() {
+  leave_to_others
+  [ "$(live)" = "$new" ] || go_back "it runs $(live) again"
+  nix-env -p "$profile" --set "$new" || go_back "the profile can't be set"
+  is_default_set=yes
+  activate_wholly "$new" boot activation.log || go_back "the boot loader could not be set up"
+  leave_to_others
+  [ "$(live)" = "$new" ] || go_back "it runs $(live) again"
+  write_receipt done.json done
+  exit 0
+}
+
 set_up() { # the system `new` for the next boot
-  before_link=$(readlink "$profile") reboot=$(cat reboot) default=$new
+  reboot=$(cat reboot) default=$new
   if [ "$before_profile" = "$new" ]; then # set up already, and what runs is what can be gone back to
     before_profile=$before before_link=
   fi
@@ -102,13 +190,18 @@ set_up() { # the system `new` for the next boot
   if [ -n "$trouble" ]; then
     echo "$trouble" | head -c 300 | tr '\n' ' ' >reason
     restore_profile
-    activate_wholly "$before_profile" boot rollback.log
-    write_receipt back.json rolled-back
+    if activate_wholly "$before_profile" boot rollback.log; then
+      write_receipt back.json rolled-back
+    else
+      write_receipt stuck.json stuck
+    fi
+  elif [ "$(readlink -f "$profile")" != "$default" ]; then
+    fail "somebody has set another system to be booted meanwhile, which is left as it is"
   elif [ "$reboot" = no ]; then
     write_receipt done.json done
   else
-    (umask 022; mkdir -p "$receipts")
-    echo "$before_profile" >"$receipts/.before.new" && mv -f "$receipts/.before.new" "$receipts/before"
+    ln -sfn "$before_profile" "$earlier"
+    sync_files /nix/var/nix/profiles
     write_receipt armed.json armed
   fi
   exit 0
@@ -116,8 +209,8 @@ set_up() { # the system `new` for the next boot
 
 keep() { # the system that has booted: from now on the default
   if nix-env -p "$profile" --set "$new" && activate_wholly "$new" boot activation.log; then
+    rm -f "$earlier"
     write_receipt done.json done
-    rm -f "$receipts/before"
     exit 0
   fi
   restart_before "the boot loader could not be set up"
@@ -125,24 +218,29 @@ keep() { # the system that has booted: from now on the default
 
 restart_before() { # REASON
   echo "$1" >reason
-  before=$(cat "$receipts/before" 2>/dev/null)
+  before=$(readlink -f "$earlier" 2>/dev/null)
   can_boot "$before" || fail "$1; there is no system to go back to"
   nix-env -p "$profile" --set "$before"
   activate_wholly "$before" boot rollback.log
+  rm -f "$earlier"
   write_receipt back.json rolled-back "$before"
-  sync
+  timeout 20 sync
   sleep 2
   systemctl reboot || reboot || busybox reboot -f
   exit 0
 }
 
 prove() {
-  [ "$(readlink -f /run/current-system)" = "$new" ] || fail "it does not run $new"
+  [ "$(live)" = "$new" ] || fail "it does not run $new"
   last=$(now)
+  waits_until $((last + timeout))
   while :; do
-    if [ -e confirm ]; then keep; fi
+    if [ -e confirm ]; then
+      [ "$(live)" = "$new" ] || fail "somebody has switched it to $(live) meanwhile, which is left as it is"
+      keep
+    fi
     if [ -e abort ]; then restart_before "$(head -c 300 abort)"; fi
-    if [ -e alive ]; then rm -f alive; last=$(now); fi
+    if [ -e alive ]; then rm -f alive; last=$(now); waits_until $((last + timeout)); fi
     if [ $(($(now) - last)) -ge "$timeout" ]; then restart_before "nobody confirmed it within $timeout s"; fi
     sleep 1
   done
@@ -150,28 +248,15 @@ prove() {
 
 exec 8>>/run/nixa/guard.lock
 flock 8 2>/dev/null
+trap 'rm -f /run/nixa-guard "$next"' EXIT
 started=$(now)
 new=$(cat new) timeout=$(cat timeout) limit=$(cat limit)
-task=$(cat task 2>/dev/null)
-[ "$task" != prove ] || prove
-before=$(readlink -f /run/current-system)
-before_profile=$(readlink -f "$profile")
+is_default_set=
+before=$(live)
+before_profile=$(readlink -f "$profile") before_link=$(readlink "$profile")
 [ -n "$before_profile" ] && [ -e "$before_profile" ] || before_profile=$before
-can_boot "$before" || fail "there is no system to go back to"
-[ "$task" != boot ] || set_up
-nix-env -p "$profile" --set "$new" || fail "the profile can't be set"
-activate "$new" switch activation.log
-last=$started
-while :; do
-  if [ -e activated ]; then
-    status=$(cat activated)
-    [ "$status" = 0 ] || go_back "the activation ended with status $status"
-    if [ -e confirm ]; then write_receipt done.json done; exit 0; fi
-  elif [ $(($(now) - started)) -ge "$limit" ]; then
-    go_back "the activation did not end within $limit s"
-  fi
-  if [ -e abort ]; then go_back "$(head -c 300 abort)"; fi
-  if [ -e alive ]; then rm -f alive; last=$(now); fi
-  if [ $(($(now) - last)) -ge "$timeout" ]; then go_back "nobody confirmed it within $timeout s"; fi
-  sleep 1
-done
+case $(cat task 2>/dev/null) in
+prove) prove ;;
+boot) can_boot "$before" || fail "there is no system to go back to"; set_up ;;
+*) can_boot "$before" || fail "there is no system to go back to"; switch ;;
+esac

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nixa_tasks.deploy import checks, copy, nixos_anywhere, preflight, receipts, secrets
-from nixa_tasks.deploy import reboot as boot
+from nixa_tasks.deploy import checks, copy, nixos_anywhere, preflight, reboot, receipts, secrets
+from nixa_tasks.deploy.decide import Asked
 from nixa_tasks.deploy.nixos_anywhere import Installation
-from nixa_tasks.deploy.receipts import Started
+from nixa_tasks.deploy.reboot import Awaited
 from nixa_tasks.deploy.secrets import Provided
-from nixa_tasks.deploy.work import Work
+from nixa_tasks.deploy.turn import Turn
 from nixa_tasks.errors import NixaError
 from nixa_tasks.host import host_key as hostkey
 from nixa_tasks.host import lock, reach
 from nixa_tasks.host.host_key import Expectation, Trust
 from nixa_tasks.host.probe import Facts, Os
-from nixa_tasks.host.ssh import Ssh, Unreachable
+from nixa_tasks.host.reach import Reached
+from nixa_tasks.host.ssh import Fence, Kind, Ssh, Unreachable
 from nixa_tasks.image.delivery import upload as deliver
-from nixa_tasks.image.delivery.neighbours import Neighbours
 from nixa_tasks.image.obtain import Obtained, damage_here
+from nixa_tasks.manifest.model import Host, InstallPolicy, KexecPhase
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 
 _KEXEC_HINT = (
@@ -38,6 +38,7 @@ _BOOT_HINT = (
     "look at its console: does it boot from the right disk, and does the configuration\n"
     "bring up the network and sshd with your key?"
 )
+_MARK = ": >/run/nixa-installing"  # nixa has wiped the disks in this boot: another deploy may go on
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,40 +48,64 @@ class Parts:
     system: Path
     disko: Path
     image: Obtained | None
-    neighbours: Neighbours
 
 
-def install(work: Work, parts: Parts, started: Started) -> Receipt:
+def install(turn: Turn, reached: Reached, parts: Parts) -> Receipt:
     """Install the host; its lock is held. A boot ends that, so it is taken anew in the installer and
     in the installed system. Ends with the installed system running and its receipt on both sides.
-    Raises NixaError; the host is then in the installer, or as it was."""
+    Raises Stale, NixaError; the host is then in the installer, or as it was."""
+    is_in_installer = reached.facts.os is Os.INSTALLER
     with contextlib.ExitStack() as held:
-        with secrets.provided(
-            work.host, work.manifest.root, work.access.folder, work.access.processes
-        ) as provided:
-            if work.reached.facts.os is not Os.INSTALLER and not preflight.is_own_phase(work):
-                _all_by_nixos_anywhere(work, parts, provided)
-            else:
-                if work.reached.facts.os is not Os.INSTALLER:
-                    _boot_installer(work, parts)
-                    held.enter_context(_locked(work, _moved(work).as_root()))
-                _partition_and_install(work, parts, provided)
-        return finish(work, parts, started)
+        provided = held.enter_context(
+            secrets.provided(turn.host, turn.manifest.root, turn.access.folder, turn.access.processes)
+        )
+        if not is_in_installer and turn.manifest.fleet.kexec_phase is not KexecPhase.NIXA:
+            _all_by_nixos_anywhere(turn, reached.ssh, parts, provided)
+        else:
+            ssh = reached.ssh
+            if not is_in_installer:
+                installer = _boot_installer(turn, reached, parts.image)
+                ssh = held.enter_context(_locked_installer(turn, reached, installer))
+            _partition_and_install(turn, ssh, parts, provided)
+            return finish(turn, reached, ssh, parts)
+        return finish(turn, reached, _moved(reached.ssh).as_root(), parts)
 
 
-def _locked(work: Work, ssh: Ssh) -> AbstractContextManager[bool]:
-    return lock.held(
-        ssh,
-        timeout=work.host.lock_timeout,
-        announce=lambda text: work.journal.note(work.host.name, "lock", text),
-    )
+@contextlib.contextmanager
+def _locked_installer(turn: Turn, reached: Reached, installer: Facts) -> Iterator[Ssh]:
+    """The way to the installer that was just booted, behind a fence, its lock held."""
+    ssh = _moved(reached.ssh).as_root()
+    with lock.held(
+        ssh, timeout=turn.host.lock_timeout, announce=lambda text: turn.note("lock", text)
+    ) as held:
+        facts = reach.ask_again(ssh)
+        fenced = dataclasses.replace(ssh, fence=Fence(installer.boot_id, held.token, facts.system))
+        if not facts.is_installing and turn.asked is Asked.DEPLOY:
+            _check_disks(turn.host, fenced)
+        yield fenced
 
 
-def _all_by_nixos_anywhere(work: Work, parts: Parts, provided: Provided) -> None:
+def _check_disks(host: Host, ssh: Ssh) -> None:
+    """The installer may see more of the disks than the Linux before did."""
+    if host.install is InstallPolicy.ALWAYS:
+        return
+    found = preflight.look_at_disks(ssh)
+    if found.has_nixos:
+        raise NixaError(
+            "there is a NixOS on its disks, so it is not installed; nothing was written to them",
+            host=host.name,
+            tail=found.lines,
+            hint="it is in the installer now: restart it to get back to what it ran\n"
+            f"to wipe it all the same: doit reinstall:{host.name}",
+        )
+
+
+def _all_by_nixos_anywhere(turn: Turn, ssh: Ssh, parts: Parts, provided: Provided) -> None:
     """The plain form: `--kexec FILE`, its own kexec phase, its own copies. Nobody checks the image on
-    the host then, so its bytes are read once more here."""
+    the host then, so its bytes are read once more here; and its commands can't run behind the fence,
+    since the boot changes in the middle of them."""
     if parts.image is not None and (damage := damage_here(parts.image)) is not None:
-        name = work.host.name
+        name = turn.name
         raise NixaError(
             "the image is not the pinned one; nothing was sent",
             host=name,
@@ -94,127 +119,126 @@ def _all_by_nixos_anywhere(work: Work, parts: Parts, provided: Provided) -> None
         provided.extra_files,
         provided.keys,
     )
-    _nixos_anywhere(work, work.reached.ssh, "install", todo, sent=parts.image)
+    ssh.run(":", root=True, deadline=60, what="look at the host")
+    _nixos_anywhere(turn, ssh, "install", todo, sent=parts.image)
 
 
-def _boot_installer(work: Work, parts: Parts) -> None:
+def _boot_installer(turn: Turn, reached: Reached, image: Obtained | None) -> Facts:
     """nixa's own kexec phase: the image there, checked there, then the jump and the wait."""
-    name, journal, ssh, facts = work.host.name, work.journal, work.reached.ssh, work.reached.facts
-    if parts.image is None:
+    name, journal, ssh, facts = turn.name, turn.journal, reached.ssh, reached.facts
+    if image is None:
         raise NixaError("there is no image to boot the installer from", host=name)
     with journal.step(name, "upload") as step:
-        step.sha256, step.size = parts.image.sha256, parts.image.path.stat().st_size
+        step.sha256, step.size = image.sha256, image.path.stat().st_size
         delivered = deliver.deliver(
-            ssh, parts.image, tools=facts.tools, neighbours=parts.neighbours, log=work.log,
-            turn=lambda: work.turn("upload"),
+            ssh, image, tools=facts.tools, neighbours=turn.neighbours, log=turn.log,
+            turn=lambda: turn.slot("upload"),
             progress=step.progress, downloaded=step.downloaded,
-            note=lambda text: journal.note(name, "upload", text),
+            note=lambda text: turn.note("upload", text),
         )  # fmt: skip
     with journal.step(name, "kexec"):
-        flags = work.host.kexec_extra_flags
-        lost = boot.tell(lambda: deliver.boot(ssh, delivered, extra_flags=flags, log=work.log))
-        installer = _await(work, _moved(work).as_root(), facts.boot_id, "the installer", _KEXEC_HINT, lost)
+        flags = turn.host.kexec_extra_flags
+        lost = reboot.ask_to_go(lambda: deliver.boot(ssh, delivered, extra_flags=flags, log=turn.log))
+        awaited = Awaited(facts.boot_id, _boot_seconds(turn.host), "the installer", _KEXEC_HINT, lost)
+        installer = _await(turn, _moved(ssh).as_root(), awaited)
         ssh.disconnect()  # not sooner: the host's lock is held over it until the machine jumps
         if installer.os is not Os.INSTALLER:
             raise NixaError(
                 f"it came back as {installer.os_name or installer.os}, not as the installer",
                 host=name,
-                log=work.log.path,
+                log=turn.log.path,
                 hint=_KEXEC_HINT,
             )
+        return installer
 
 
-def _partition_and_install(work: Work, parts: Parts, provided: Provided) -> None:
+def _partition_and_install(turn: Turn, ssh: Ssh, parts: Parts, provided: Provided) -> None:
     """Two runs of nixos-anywhere, and nixa's own copy of the closure between them: its own pays a
     round trip for every path, and finds nothing to do then."""
-    ssh = _moved(work).as_root()
-    with work.sending("copy disko"):
-        copy.copy(ssh, parts.disko, sink=work.log)
-    _nixos_anywhere(
-        work, ssh, "disko", Installation(("disko",), parts.disko, parts.system, keys=provided.keys)
-    )
-    with work.sending("copy"):
-        copy.copy(ssh, parts.system, sink=work.log, root="/mnt")
-    _nixos_anywhere(
-        work,
-        ssh,
-        "install",
-        Installation(("install",), parts.disko, parts.system, extra_files=provided.extra_files),
-    )
+    disko = Installation(("disko",), parts.disko, parts.system, keys=provided.keys)
+    system = Installation(("install",), parts.disko, parts.system, extra_files=provided.extra_files)
+    with turn.sending("copy disko"):
+        copy.copy(ssh, parts.disko, sink=turn.log)
+    _nixos_anywhere(turn, ssh, "disko", disko)
+    ssh.run(_MARK, root=True, deadline=60, what="mark the installation")
+    with turn.sending("copy"):
+        copy.copy(ssh, parts.system, sink=turn.log, root="/mnt")
+    _nixos_anywhere(turn, ssh, "install", system)
 
 
 def _nixos_anywhere(
-    work: Work, ssh: Ssh, step: str, todo: Installation, *, sent: Obtained | None = None
+    turn: Turn, ssh: Ssh, step: str, todo: Installation, *, sent: Obtained | None = None
 ) -> None:
-    name, journal = work.host.name, work.journal
-    with journal.step(name, step) as begun:
+    with turn.journal.step(turn.name, step) as begun:
         nixos_anywhere.run(
-            work.manifest.fleet,
-            work.host,
+            turn.manifest.fleet,
+            turn.host,
             ssh,
             todo,
-            deadline=work.host.install_timeout,
-            log=work.log,
-            step=lambda text: journal.note(name, step, text),
+            deadline=turn.host.install_timeout,
+            log=turn.log,
+            step=lambda text: turn.note(step, text),
         )
         if sent is not None:  # it sends the whole file, whatever the host has of it
             begun.sha256, begun.size = sent.sha256, sent.path.stat().st_size
             begun.moved = begun.size
 
 
-def finish(work: Work, parts: Parts, started: Started) -> Receipt:
-    """From the installed disk to the running system: reboot, wait, look, check, write the receipt."""
-    name, journal = work.host.name, work.journal
-    ssh = _moved(work).as_root()
+def finish(turn: Turn, reached: Reached, ssh: Ssh, parts: Parts) -> Receipt:
+    """From the installed disk to the running system: reboot, wait, look, check, write the receipt.
+    `ssh` leads to the installer."""
+    name, journal, wanted = turn.name, turn.journal, turn.wanted
     with journal.step(name, "reboot"):
         installer = reach.ask_again(ssh)
-        lost = boot.tell(lambda: boot.reboot(ssh))
-        installed, facts = _await_installed(work, ssh, installer, lost)
-    with journal.step(name, "verify"), _locked(work, installed.ssh) as waited:
-        if waited and (now := reach.ask_again(installed.ssh)).system != facts.system == work.wanted:
-            raise _superseded(work, now)
-        if facts.system != work.wanted:
+        lost = reboot.ask_to_go(lambda: reboot.reboot(ssh))
+        installed = _await_installed(turn, reached, ssh, installer, lost)
+    with (
+        journal.step(name, "verify"),
+        lock.held(
+            installed.ssh,
+            timeout=turn.host.lock_timeout,
+            announce=lambda text: turn.note("lock", text),
+        ) as held,
+    ):
+        facts = reach.ask_again(installed.ssh)
+        if facts.system != installed.facts.system == wanted:
+            raise _superseded(turn, facts)
+        if facts.system != wanted:
             raise NixaError(
-                f"it runs {facts.system or facts.os_name}, not {work.wanted}",
+                f"it runs {facts.system or facts.os_name}, not {wanted}",
                 host=name,
-                log=work.log.path,
+                log=turn.log.path,
                 hint=f"did it boot from another disk? then: doit -a deploy:{name}",
             )
-        work = dataclasses.replace(work, reached=installed)
         checks.run_all(
-            work.host.checks,
+            turn.host.checks,
             installed.ssh,
             failed_before=frozenset(),
-            note=lambda text: journal.note(name, "check", text),
+            note=lambda text: turn.note("check", text),
         )
-        receipt = receipts.make(
-            work,
-            started,
-            How.INSTALL,
-            out=work.wanted,
-            outcome=Outcome.DONE,
-            kexec_sha256=parts.image.sha256 if parts.image else None,
-        )
-        receipts.write_remote(installed.ssh, receipt)
-        receipts.write_local(work, receipt)
+        made = receipts.make(turn, installed, How.INSTALL, out=wanted, outcome=Outcome.DONE)
+        receipt = dataclasses.replace(made, kexec_sha256=parts.image.sha256 if parts.image else None)
+        fence = Fence(facts.boot_id, held.token, wanted)
+        receipts.write_remote(dataclasses.replace(installed.ssh, fence=fence), receipt)
+        receipts.remember(turn, receipt)
     return receipt
 
 
-def _superseded(work: Work, facts: Facts) -> NixaError:
+def _superseded(turn: Turn, facts: Facts) -> NixaError:
     """Between the boot and our lock another deploy had the host, which is not ours to undo."""
     theirs = Receipt.from_json(facts.receipt)
     return NixaError(
         f"it was installed, but {theirs.operator if theirs else 'somebody'} has deployed over it before it could be "
         f"checked: it runs {facts.system or facts.os_name}",
-        host=work.host.name,
-        log=work.log.path,
-        hint=f"to deploy this over it: doit deploy:{work.host.name}",
+        host=turn.name,
+        log=turn.log.path,
+        hint=f"to deploy this over it: doit deploy:{turn.name}",
     )
 
 
-def _moved(work: Work) -> Ssh:
+def _moved(ssh: Ssh) -> Ssh:
     """The way to the machine once it is in the installer, which may have another address."""
-    ssh, host = work.reached.ssh, work.host
+    host = ssh.host
     if host.post_kexec_target is None and host.post_kexec_port is None:
         return ssh
     return dataclasses.replace(
@@ -223,51 +247,43 @@ def _moved(work: Work) -> Ssh:
 
 
 def _await_installed(
-    work: Work, ssh: Ssh, installer: Facts, lost: Unreachable | None
-) -> tuple[reach.Reached, Facts]:
+    turn: Turn, reached: Reached, ssh: Ssh, installer: Facts, lost: Unreachable | None
+) -> Reached:
     """Wait for the installed system, with the key that it must show; a new one is taken only where
     the installation itself brought it and nobody pinned another."""
-    host = work.host
-    home = dataclasses.replace(ssh, target=host.target, port=host.port)
+    host, known = turn.host, turn.access.known
+    home = dataclasses.replace(ssh, target=host.target, port=host.port, fence=None)
     keeps_key = host.copy_host_keys and host.extra_files is None
     if not keeps_key and host.host_key is None:
         home = reach.prepare(home, Expectation(Trust.ANY))
-    facts = _await(
-        work,
-        home,
+    awaited = Awaited(
         installer.boot_id,
+        _boot_seconds(host),
         "the installed system",
         _BOOT_HINT,
         lost,
         is_right=lambda facts: facts.os is Os.NIXOS,
     )
-    reached = reach.settle(home, work.reached.trust, facts)
-    if reached.key != work.reached.key:
-        work.journal.note(host.name, "verify", f"the installed system's host key: {reached.key.fingerprint}")
+    installed = reach.settle(home, reached.trust, _await(turn, home, awaited))
+    if installed.key != reached.key:
+        turn.note("verify", f"the installed system's host key: {installed.key.fingerprint}")
     if host.host_key is None:
-        work.access.known.remember(host, reached.key)
+        known.remember(host, installed.key)
     else:
-        work.access.known.trust_beside_pin(host, None)
-    return reached, facts
+        known.trust_beside_pin(host, None)
+    return installed
 
 
-def _await(
-    work: Work,
-    ssh: Ssh,
-    before: str,
-    what: str,
-    hint: str,
-    lost: Unreachable | None,
-    is_right: Callable[[Facts], bool] = lambda _facts: True,
-) -> Facts:
-    """Wait for another boot than `before`; a wrong host key is told with both fingerprints."""
-    deadline = min(boot.BOOT_SECONDS, work.host.install_timeout)
+def _boot_seconds(host: Host) -> float:
+    return min(reboot.BOOT_SECONDS, host.install_timeout)
+
+
+def _await(turn: Turn, ssh: Ssh, awaited: Awaited) -> Facts:
+    """Wait for a boot; a wrong host key is reported with both fingerprints."""
     try:
-        return boot.await_boot(
-            ssh, before=before, deadline=deadline, what=what, hint=hint, lost=lost, is_right=is_right
-        )
+        return reboot.await_boot(ssh, awaited)
     except Unreachable as error:
-        if error.kind == "hostkey":
-            expected = hostkey.expectation(work.host, work.access.known)
-            raise hostkey.mismatch(work.host, expected, reach.shown_key(ssh)) from error
+        if error.kind is Kind.HOSTKEY:
+            expected = hostkey.expectation(turn.host, turn.access.known)
+            raise hostkey.mismatch(turn.host, expected, reach.shown_key(ssh)) from error
         raise

@@ -8,22 +8,36 @@ watchdog; one that comes up and fails its checks, or is not confirmed in time, b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
+from enum import StrEnum
 
-from nixa_tasks.deploy import checks, receipts
-from nixa_tasks.deploy import reboot as boot
-from nixa_tasks.deploy.guard import ENDS, GO_BACK_SECONDS, LIMIT_FACTOR, Guard, await_outcome, launch
-from nixa_tasks.deploy.receipts import Started
-from nixa_tasks.deploy.switch import RolledBack, prove
-from nixa_tasks.deploy.work import Work
+from nixa_tasks.deploy import checks, reboot, receipts
+from nixa_tasks.deploy.guard import (
+    GO_BACK_SECONDS,
+    LIMIT_FACTOR,
+    Ending,
+    Errand,
+    Guard,
+    Task,
+    await_ending,
+    launch,
+)
+from nixa_tasks.deploy.reboot import Awaited
+from nixa_tasks.deploy.switch import Change, RolledBack, prove, rolled_back, stuck
 from nixa_tasks.errors import NixaError
 from nixa_tasks.host import lock, reach
 from nixa_tasks.host.probe import Facts
+from nixa_tasks.host.ssh import Fence
 from nixa_tasks.manifest.model import Host
-from nixa_tasks.state.receipt import How, Outcome, Receipt
+from nixa_tasks.state.receipt import Outcome, Receipt
 
-Restart = Literal["no", "watched", "unwatched"]
+
+class Restart(StrEnum):
+    """Who restarts the host, and whether a boot that fails leads back by itself."""
+
+    NOBODY = "no"
+    WATCHED = "watched"
+    UNWATCHED = "unwatched"
 
 
 def unwatched(host: Host, facts: Facts) -> str | None:
@@ -35,198 +49,182 @@ def unwatched(host: Host, facts: Facts) -> str | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """One host's way to the system `new`."""
+def boot_into(change: Change) -> Receipt:
+    """Have the host boot the new system. The host's lock is held.
 
-    work: Work
-    new: str
-    how: How
-    started: Started
-    drv: str | None
-
-    def receipt(self, out: str, outcome: Outcome) -> Receipt:
-        return receipts.make(
-            self.work, self.started, self.how, out=out, outcome=outcome, wanted=self.new, drv=self.drv
-        )
-
-    @property
-    def back(self) -> Receipt:
-        return self.receipt("@OUT@", Outcome.ROLLED_BACK)
-
-
-def boot_into(work: Work, new: str, how: How, started: Started, *, drv: str | None) -> Receipt:
-    """Have the host boot the system `new`, whose closure it has. The host's lock is held.
-
-    Returns the receipt that now lies on the host; without a reboot it is a pending one. Raises
+    Returns the receipt that now lies on the host; without a reboot it is a pending one. Raises Stale,
     RolledBack (the host runs and boots what it ran before), DeadlinePassed, NixaError.
     """
-    host, facts = work.host, work.reached.facts
-    change = _Change(work, new, how, started, drv)
-    failed_before = checks.failed_units(work.reached.ssh) if host.checks else frozenset()
-    before = Receipt.from_json(facts.receipt)
-    if facts.system == new and before is not None and before.is_unconfirmed:
-        return _confirm(change, facts, failed_before)
-    restart: Restart = "no"
-    if host.reboot and facts.system != new:
-        restart = "watched" if facts.loader else "unwatched"
-    why = unwatched(host, facts)
-    if facts.system != new and why is not None:
-        work.journal.note(host.name, "boot", why)
+    turn, facts, new = change.turn, change.reached.facts, change.new
+    host, theirs = turn.host, Receipt.from_json(facts.receipt)
+    failed_before = checks.failed_units(change.reached.ssh) if host.checks else frozenset()
+    is_unconfirmed = (theirs is not None and theirs.is_unconfirmed) or facts.before is not None
+    if facts.system == new and is_unconfirmed:
+        return _confirm(change, failed_before)
+    restart = Restart.NOBODY
+    if facts.system != new:
+        if host.reboot:
+            restart = Restart.WATCHED if facts.loader else Restart.UNWATCHED
+        why = unwatched(host, facts)
+        if why is not None:
+            turn.note("boot", why)
     pending = _set_up(change, restart)
-    return pending if restart == "no" else _restart(change, restart, failed_before)
+    return pending if restart is Restart.NOBODY else _restart(change, restart, failed_before)
 
 
-def _set_up(change: _Change, restart: Restart) -> Receipt:
+def _set_up(change: Change, restart: Restart) -> Receipt:
     """The boot loader's side of it. Nothing is activated."""
-    work, host = change.work, change.work.host
+    turn = change.turn
     templates = {
         "done": change.receipt("@OUT@", Outcome.DONE),
         "armed": change.receipt("@OUT@", Outcome.FAILED),
-        "back": change.back,
+        **change.ways_back,
     }
-    with work.journal.step(host.name, "set up boot"):
-        guard = launch(work, work.reached.ssh, change.new, templates, task="boot", reboot=restart)
-        outcome, reason = await_outcome(guard, seconds=_limit(host) * 2)
-        if outcome not in (*ENDS, "armed", "failed"):
-            raise _unknown(work, outcome)
-        receipt = _ended(work, guard)
-        if receipt is not None and outcome != "failed":
-            receipts.write_local(work, receipt)
-        if outcome in ("done", "armed"):
+    with turn.journal.step(turn.name, "set up boot"):
+        errand = Errand(change.new, Task.BOOT, templates, restart)
+        guard = launch(change.reached.ssh, errand, run=turn.journal.run, log=turn.log)
+        ending, reason = await_ending(guard, seconds=_limit(turn.host) * 2)
+        if ending in (Ending.GONE, Ending.UNKNOWN):
+            raise _unknown(change, ending)
+        receipt = _ended(change, guard)
+        if receipt is not None and ending is not Ending.FAILED:
+            receipts.remember(turn, receipt)
+        if ending in (Ending.DONE, Ending.ARMED):
             if receipt is None:
-                raise _unknown(work, outcome)
+                raise _unknown(change, ending)
             return receipt
+        if ending is Ending.STUCK:
+            raise stuck(turn.name, turn.log.path, reason, receipt.out if receipt else None)
+        hint = "it runs and boots what it did before"
+        if restart is not Restart.NOBODY:
+            hint += "; with reboot = false the boot loader is not asked to boot once"
         raise RolledBack(
             f"it could not be set up for the next boot: {reason or 'the host does not say why'}",
-            host=host.name,
-            log=work.log.path,
-            hint="it runs and boots what it did before"
-            + ("; with reboot = false the boot loader is not asked to boot once" if restart != "no" else ""),
+            host=turn.name,
+            log=turn.log.path,
+            hint=hint,
         )
 
 
-def _unknown(work: Work, outcome: str) -> NixaError:
+def _unknown(change: Change, ending: Ending) -> NixaError:
     """Nobody can say what the host boots next: the next deploy looks, and sets it up again."""
     what = (
         "the host was restarted while the next boot was set up"
-        if outcome == "gone"
+        if ending is Ending.GONE
         else "the next boot was being set up, but the host can't be asked how that ended"
     )
+    name = change.turn.name
     return NixaError(
         what,
-        host=work.host.name,
-        log=work.log.path,
-        hint=f"it may boot the one system or the other; to go on from there: doit -a deploy:{work.host.name}",
+        host=name,
+        log=change.turn.log.path,
+        hint=f"it may boot the one system or the other; to go on from there: doit -a deploy:{name}",
     )
 
 
-def _restart(change: _Change, restart: Restart, failed_before: frozenset[str]) -> Receipt:
-    work, host, ssh = change.work, change.work.host, change.work.reached.ssh
-    with work.journal.step(host.name, "reboot"):
-        lost = boot.tell(lambda: boot.restart(ssh))
-        after = boot.await_boot(
-            ssh,
-            before=work.reached.facts.boot_id,
-            deadline=_boot_seconds(host),
+def _restart(change: Change, restart: Restart, failed_before: frozenset[str]) -> Receipt:
+    turn, ssh = change.turn, change.reached.ssh
+    with turn.journal.step(turn.name, "reboot"):
+        awaited = Awaited(
+            before=change.reached.facts.boot_id,
+            deadline=_boot_seconds(turn.host),
             what="the first boot of the new system",
-            hint=_gone_hint(host.name, restart),
-            lost=lost,
+            hint=_gone_hint(turn.name, restart),
+            lost=reboot.ask_to_go(lambda: reboot.restart(ssh)),
         )
+        after = reboot.await_boot(ssh, awaited)
+    ssh = replace(ssh, fence=None)
     with lock.held(  # the session that held it ended with the boot
-        ssh,
-        timeout=host.lock_timeout,
-        announce=lambda text: work.journal.note(host.name, "lock", text),
-    ) as waited:
-        if waited:
-            after = reach.ask_again(ssh)
+        ssh, timeout=turn.host.lock_timeout, announce=lambda text: turn.note("lock", text)
+    ) as held:
+        after = reach.ask_again(ssh)
+        fence = Fence(after.boot_id, held.token, after.system)
+        booted = replace(change, reached=replace(change.reached, facts=after, ssh=replace(ssh, fence=fence)))
         if after.system == change.new:
-            return _confirm(change, after, failed_before)
-        raise _came_back_without(change, after)
+            return _confirm(booted, failed_before)
+        raise _came_back_without(booted, change.reached.facts)
 
 
 def _gone_hint(name: str, restart: Restart) -> str:
     way = (
         "look at its console, then cut its power and put it on again: it boots the system before"
-        if restart == "watched"
+        if restart is Restart.WATCHED
         else "look at its console, and choose the generation before in its boot menu"
     )
     return f"{way}\nthen: doit -a deploy:{name}"
 
 
-def _confirm(change: _Change, facts: Facts, failed_before: frozenset[str]) -> Receipt:
+def _confirm(change: Change, failed_before: frozenset[str]) -> Receipt:
     """The new system runs: it stays if the checks pass, else the host restarts into the one before."""
-    work, host, ssh = change.work, change.work.host, change.work.reached.ssh
+    turn, host, facts = change.turn, change.turn.host, change.reached.facts
     templates = {"done": change.receipt(change.new, Outcome.DONE), "back": change.back}
-    with work.journal.step(host.name, "verify"):
-        guard = launch(work, ssh, change.new, templates, task="prove")
-        trouble = prove(work, guard, change.new, failed_before)
+    with turn.journal.step(host.name, "verify"):
+        errand = Errand(change.new, Task.PROVE, templates)
+        guard = launch(change.reached.ssh, errand, run=turn.journal.run, log=turn.log)
+        trouble = prove(guard, change.new, failed_before, turn.journal)
         wait = host.confirm_timeout + GO_BACK_SECONDS if trouble else _limit(host)
-        outcome, reason = await_outcome(guard, seconds=wait)
-        if outcome == Outcome.DONE:
-            receipt = _ended(work, guard) or templates["done"]
-            receipts.write_local(work, receipt)
+        ending, reason = await_ending(guard, seconds=wait)
+        if ending is Ending.DONE:
+            receipt = _ended(change, guard) or templates["done"]
+            receipts.remember(turn, receipt)
             return receipt
     reason = reason or trouble or "the host does not say why"
-    if outcome == Outcome.FAILED:
+    if ending is Ending.FAILED:
         raise NixaError(
             f"the new system runs, but was not confirmed: {reason}",
             host=host.name,
-            log=work.log.path,
+            log=turn.log.path,
             hint=f"look at the log, then: doit -a deploy:{host.name}",
         )
-    with work.journal.step(host.name, "go back"):
-        after = boot.await_boot(
-            ssh,
+    with turn.journal.step(host.name, "go back"):
+        awaited = Awaited(
             before=facts.boot_id,
             deadline=_boot_seconds(host),
             what="the restart into the system before",
-            hint=_gone_hint(host.name, "watched"),
+            hint=_gone_hint(host.name, Restart.WATCHED),
         )
+        after = reboot.await_boot(replace(change.reached.ssh, fence=None), awaited)
     theirs = Receipt.from_json(after.receipt)
-    receipts.write_local(work, theirs or change.receipt(after.system or "", Outcome.ROLLED_BACK))
-    raise _rolled_back(work, trouble or reason)
+    if after.system == change.new:
+        receipts.remember(turn, receipts.failed(change.receipt(after.system, Outcome.FAILED), reason))
+        raise stuck(host.name, turn.log.path, trouble or reason, after.system)
+    ours = receipts.failed(change.receipt(after.system, Outcome.ROLLED_BACK), reason)
+    receipts.remember(turn, theirs or ours)
+    raise rolled_back(host.name, turn.log.path, trouble or reason)
 
 
-def _came_back_without(change: _Change, after: Facts) -> NixaError:
-    """The machine runs something else than what it was to boot: record what, and say so."""
-    work, before = change.work, change.work.reached.facts
+def _came_back_without(change: Change, before: Facts) -> NixaError:
+    """The machine runs something else than what it was to boot: record what, and say so. `change` is
+    of the boot that it came back with, `before` how it was."""
+    turn, after, ssh = change.turn, change.reached.facts, change.reached.ssh
     if after.system is None or after.system not in (before.system, before.profile):
         return NixaError(
             f"it came back with {after.system or after.os_name}, not with {change.new}",
-            host=work.host.name,
-            log=work.log.path,
-            hint=f"did it boot from another disk? then: doit -a deploy:{work.host.name}",
+            host=turn.name,
+            log=turn.log.path,
+            hint=f"did it boot from another disk? then: doit -a deploy:{turn.name}",
         )
-    receipt = change.receipt(after.system, Outcome.ROLLED_BACK)
+    reason = "the new system did not boot"
+    receipt = receipts.failed(change.receipt(after.system, Outcome.ROLLED_BACK), reason)
     if after.profile == change.new:  # somebody chose it in the boot menu: make it what boots next
-        templates = {"done": receipt, "back": receipt}
-        guard = launch(work, work.reached.ssh, after.system, templates, task="boot", reboot="no")
-        await_outcome(guard, seconds=_limit(work.host))
+        errand = Errand(after.system, Task.BOOT, {"done": receipt, "back": receipt}, Restart.NOBODY)
+        guard = launch(ssh, errand, run=turn.journal.run, log=turn.log)
+        await_ending(guard, seconds=_limit(turn.host))
     else:
-        receipts.write_remote(work.reached.ssh, receipt)
-    receipts.write_local(work, receipt)
-    return _rolled_back(work, "the new system did not boot")
+        receipts.write_remote(ssh, receipt)
+    receipts.remember(turn, receipt)
+    return rolled_back(turn.name, turn.log.path, reason)
 
 
-def _rolled_back(work: Work, reason: str) -> RolledBack:
-    return RolledBack(
-        f"rolled back: {reason}; it runs the system before again",
-        host=work.host.name,
-        log=work.log.path,
-        hint=f"mend the configuration, then: doit deploy:{work.host.name}",
-    )
-
-
-def _ended(work: Work, guard: Guard) -> Receipt | None:
+def _ended(change: Change, guard: Guard) -> Receipt | None:
     """The receipt that the host wrote, with its logs taken along."""
     for line in guard.logs():
-        work.log(line)
+        change.turn.log(line)
     return guard.receipt()
 
 
 def _boot_seconds(host: Host) -> float:
-    return min(boot.BOOT_SECONDS, host.install_timeout)
+    return min(reboot.BOOT_SECONDS, host.install_timeout)
 
 
 def _limit(host: Host) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nixa_tasks.errors import CommandFailed, NixaError
@@ -56,43 +56,44 @@ def command(fleet: Fleet) -> Argv:
     return ("nix", "--extra-experimental-features", "nix-command flakes", "run", PINNED, "--")
 
 
-def arguments(host: Host, ssh: Ssh, work: Installation) -> Argv:
+def arguments(host: Host, ssh: Ssh, todo: Installation) -> Argv:
     """Its arguments. `--store-paths`: nothing is evaluated; `--build-on local`: no probe build."""
     words: list[str] = [
         "--phases",
-        ",".join(work.phases),
+        ",".join(todo.phases),
         "--store-paths",
-        str(work.disko),
-        str(work.system),
+        str(todo.disko),
+        str(todo.system),
         "--build-on",
         "local",
     ]
-    if work.kexec is not None:
-        words += ["--kexec", str(work.kexec)]
+    if todo.kexec is not None:
+        words += ["--kexec", str(todo.kexec)]
         if host.kexec_extra_flags:
             words += ["--kexec-extra-flags", host.kexec_extra_flags]
     if host.identity is not None:
         words += ["-i", str(host.identity)]
     if ssh.port is not None:
         words += ["-p", str(ssh.port)]
-        if host.post_kexec_port is not None and work.kexec is not None:
+        if host.post_kexec_port is not None and todo.kexec is not None:
             words += ["--post-kexec-ssh-port", str(host.post_kexec_port)]
     if host.copy_host_keys:
         words.append("--copy-host-keys")
-    if work.extra_files is not None:
-        words += ["--extra-files", str(work.extra_files)]
-    for remote, local in work.keys:
+    if todo.extra_files is not None:
+        words += ["--extra-files", str(todo.extra_files)]
+    for remote, local in todo.keys:
         words += ["--disk-encryption-keys", remote, str(local)]
     return (*words, "--target-host", f"{ssh.user}@{ssh.target}")
 
 
 def run(
-    fleet: Fleet, host: Host, ssh: Ssh, work: Installation, *, deadline: float, log: Sink, step: Sink
+    fleet: Fleet, host: Host, ssh: Ssh, todo: Installation, *, deadline: float, log: Sink, step: Sink
 ) -> None:
     """Run it to its end; `step` hears the name of each of its steps.
 
     The plain form (with the kexec phase) shares no connection: `ssh-copy-id` would test its login
-    over the shared one, never upload its key, and the run would hang after the kexec.
+    over the shared one, never upload its key, and the run would hang after the kexec. Without that
+    phase, every command that it gives the host runs behind the fence.
     Raises CommandFailed, DeadlinePassed, Interrupted, NixaError.
     """
 
@@ -102,14 +103,14 @@ def run(
         if found:
             step(found[1])
 
-    argv = command(fleet) + arguments(host, ssh, work)
+    argv = command(fleet) + arguments(host, ssh, todo)
     log("$ " + paste(argv))
     try:
-        way = ssh if work.kexec is None else ssh.unshared()
+        way = ssh if todo.kexec is None else replace(ssh, shared=False)
         ssh.processes.run(
             argv,
             deadline=deadline,
-            place=Place(env=way.tool_environment()),
+            place=Place(env=way.tool_environment(is_fenced=todo.kexec is None)),
             output=Output(sink=sink, limit=_MOST_OUTPUT),
             host=host.name,
             what="nixos-anywhere",

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from nixa_tasks.deploy.work import Work
+from nixa_tasks.deploy import disks
+from nixa_tasks.deploy.disks import Disks
 from nixa_tasks.errors import NixaError
-from nixa_tasks.host.probe import Os
+from nixa_tasks.host.probe import Os, Root
+from nixa_tasks.host.reach import Reached
+from nixa_tasks.host.ssh import Ssh, script
 from nixa_tasks.manifest.model import KexecPhase
+from nixa_tasks.process.run import Output
 
 _NEEDED = ("tar", "gzip", "cpio", "setsid")
 _LEAST_MEMORY = 900 << 20  # nixos-anywhere asks for 1 GB; firmware and kernel keep some of it
+_DISK_SECONDS = 120.0
+_ANSWER = Output(sink_stdout=False, keep=1 << 18, limit=1 << 20)
 
 
-def check_host(work: Work) -> None:
-    """Whether this machine can be installed at all, before anything is sent. Raises NixaError."""
-    facts, name = work.reached.facts, work.host.name
-    arch = work.output.system.removesuffix("-linux")
-    if facts.arch and facts.arch != arch:
+def check_host(reached: Reached, system: str, phase: KexecPhase) -> None:
+    """Whether this machine can be installed with a configuration for `system` (`x86_64-linux`),
+    before anything is sent. Raises NixaError."""
+    facts, name = reached.facts, reached.ssh.host.name
+    if facts.arch and facts.arch != system.removesuffix("-linux"):
         raise NixaError(
-            f"the machine is {facts.arch}, the configuration is for {work.output.system}",
+            f"the machine is {facts.arch}, the configuration is for {system}",
             host=name,
             hint="set nixpkgs.hostPlatform to the machine's, or correct `target`",
         )
-    check_root(work)
+    check_root(reached)
     if facts.os is Os.INSTALLER:
         return
-    if work.reached.ssh.password is not None and not is_own_phase(work):
+    if reached.ssh.password is not None and phase is not KexecPhase.NIXA:
         raise NixaError(
             "nixos-anywhere's own kexec phase can't give sudo a password",
             host=name,
@@ -45,21 +51,22 @@ def check_host(work: Work) -> None:
         )
 
 
-def check_root(work: Work) -> None:
+def check_root(reached: Reached) -> None:
     """Whether the login can become root. Raises NixaError."""
-    facts, name = work.reached.facts, work.host.name
-    if not work.reached.can_be_root:
-        why = "sudo asks for a password" if facts.root == "password" else "there is no sudo or doas"
-        raise NixaError(
-            f"{facts.user or work.host.user} can't become root there: {why}",
-            host=name,
-            hint="log in as root, set NIXA_SUDO_PASSWORD, or allow the user NOPASSWD in sudoers",
-        )
+    if reached.can_be_root:
+        return
+    facts, ssh = reached.facts, reached.ssh
+    why = "sudo asks for a password" if facts.root is Root.PASSWORD else "there is no sudo or doas"
+    raise NixaError(
+        f"{facts.user or ssh.user} can't become root there: {why}",
+        host=ssh.host.name,
+        hint="log in as root, set NIXA_SUDO_PASSWORD, or allow the user NOPASSWD in sudoers",
+    )
 
 
-def needs_image(work: Work) -> bool:
-    return work.reached.facts.os is not Os.INSTALLER
-
-
-def is_own_phase(work: Work) -> bool:
-    return work.manifest.fleet.kexec_phase is KexecPhase.NIXA
+def look_at_disks(ssh: Ssh) -> Disks:
+    """What lies on the machine's disks; nothing is written, and no journal replayed. Raises
+    Unreachable, CommandFailed, DeadlinePassed."""
+    text = script("look_at_disks", "nixa_tasks.deploy")
+    done = ssh.run(text, root=True, deadline=_DISK_SECONDS, output=_ANSWER, what="look at the disks")
+    return disks.parse(done.stdout)

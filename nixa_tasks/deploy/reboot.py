@@ -1,6 +1,6 @@
 """Waiting for a machine to go down and to come back as what it should be.
 
-Told by `boot_id`, not by connections: a machine that falls silent instead of closing them, and is
+Recognised by `boot_id`, not by connections: a machine that falls silent instead of closing them, and is
 back within seconds, is noticed all the same.
 """
 
@@ -13,31 +13,17 @@ from dataclasses import dataclass
 
 from nixa_tasks.errors import DeadlinePassed, NixaError
 from nixa_tasks.host import probe
-from nixa_tasks.host.probe import Facts
-from nixa_tasks.host.ssh import Ssh, Unreachable, environment
+from nixa_tasks.host.probe import Facts, Os
+from nixa_tasks.host.ssh import Kind, Ssh, Unreachable, environment, script
 from nixa_tasks.process.run import Place
 
+PACKAGE = "nixa_tasks.deploy"
 BOOT_SECONDS = 600.0
 _POLL_SECONDS = 0.3
 _LOGIN_POLL_SECONDS = 1.0
 _BANNER_SECONDS = 3.0
 _LOGIN_REFUSED_SECONDS = 60.0
 _STAYS_SECONDS = 60.0
-
-# What nixos-anywhere's own reboot phase does first, so that the disk is clean and a zpool can be
-# imported without force. No nohup, which not every installer has.
-_REBOOT = """
-umount -R /mnt 2>/dev/null; swapoff -a 2>/dev/null
-if command -v zpool >/dev/null 2>&1; then zpool export -a; fi
-sync
-(trap '' HUP; sleep 1; reboot || busybox reboot -f) </dev/null >/dev/null 2>&1 &
-"""
-# An installed system ends its services in order by itself.
-_RESTART = """
-PATH=$PATH:/run/current-system/sw/bin:/usr/sbin:/sbin
-sync
-(trap '' HUP; sleep 1; systemctl reboot || reboot || busybox reboot -f) </dev/null >/dev/null 2>&1 &
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,93 +56,103 @@ class Address:
 
 def reboot(ssh: Ssh) -> None:
     """Ask the installer to reboot, as root. It answers before it goes."""
-    ssh.run(_REBOOT, deadline=120, root=True, what="reboot")
+    ssh.run(script("reboot_installer", PACKAGE), deadline=120, root=True, what="reboot")
 
 
 def restart(ssh: Ssh) -> None:
     """Ask an installed system to reboot, as root. It answers before it goes."""
-    ssh.run(_RESTART, deadline=120, root=True, what="reboot")
+    ssh.run(script("reboot_system", PACKAGE), deadline=120, root=True, what="reboot")
 
 
-def tell(command: Callable[[], None]) -> Unreachable | None:
+def ask_to_go(command: Callable[[], None]) -> Unreachable | None:
     """Give the command that makes the machine go down. One that goes at once takes the answer along:
     that loss is returned, for `await_boot` to judge. Raises what else the command does."""
     try:
         command()
     except Unreachable as error:
-        if error.kind in ("hostkey", "login"):
+        if error.kind in (Kind.HOSTKEY, Kind.LOGIN):
             raise
         return error
     return None
 
 
-def await_boot(
-    ssh: Ssh,
-    *,
-    before: str,
-    deadline: float,
-    what: str,
-    hint: str,
-    lost: Unreachable | None = None,
-    is_right: Callable[[Facts], bool] = lambda _facts: True,
-) -> Facts:
-    """Wait until the machine runs another boot than `before`, and `is_right` of it.
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """A boot that is waited for: another one than `before`, within `deadline` seconds.
 
-    Raises DeadlinePassed with what was last seen, HostKeyMismatch by way of Unreachable("hostkey"),
-    and `lost` (see `tell`) where the machine just stays up.
+    `what` and `hint` are for the error; `lost`: see `ask_to_go`; `is_right`: whether this is the
+    system that was waited for.
+    """
+
+    before: str
+    deadline: float
+    what: str
+    hint: str
+    lost: Unreachable | None = None
+    is_right: Callable[[Facts], bool] = lambda _facts: True
+
+
+def await_boot(ssh: Ssh, awaited: Awaited) -> Facts:
+    """Wait until the machine has booted, further than its initrd.
+
+    A host key that is not the expected one may be the initrd's, so it counts only once the time is
+    up. Raises DeadlinePassed with what was last seen, Unreachable (a wrong host key, a login that is
+    refused), and `lost` where the machine just stays up.
     """
     try:
-        return _await_boot(ssh, before, deadline, what, hint, lost, is_right)
+        return _await_boot(ssh, awaited)
     finally:
         ssh.disconnect()  # not sooner: the host's lock is held over it until the machine goes down
 
 
-def _await_boot(
-    ssh: Ssh,
-    before: str,
-    deadline: float,
-    what: str,
-    hint: str,
-    lost: Unreachable | None,
-    is_right: Callable[[Facts], bool],
-) -> Facts:
-    address = Address.of(ssh)
-    begun = ssh.clock.monotonic()
-    until = begun + deadline
+def _await_boot(ssh: Ssh, awaited: Awaited) -> Facts:
+    address, clock = Address.of(ssh), ssh.clock
+    begun = clock.monotonic()
     refused_since: float | None = None
+    stranger: Unreachable | None = None
     last = "nothing"
-    while ssh.clock.monotonic() < until:
+    while clock.monotonic() < begun + awaited.deadline:
         if address is not None and not address.answers():
             last = "no ssh banner"
-            ssh.clock.sleep(_POLL_SECONDS)
+            clock.sleep(_POLL_SECONDS)
             continue
         try:
             facts = probe.ask(ssh.unshared())
         except Unreachable as error:
-            if error.kind == "hostkey":
-                raise
-            if error.kind == "login":
-                refused_since = refused_since or ssh.clock.monotonic()
-                if ssh.clock.monotonic() - refused_since > _LOGIN_REFUSED_SECONDS:
+            stranger = error if error.kind is Kind.HOSTKEY else None
+            if error.kind is Kind.LOGIN:
+                refused_since = refused_since or clock.monotonic()
+                if clock.monotonic() - refused_since > _LOGIN_REFUSED_SECONDS:
                     raise
             last = error.what
         except DeadlinePassed:
-            last = "a login that did not end"
+            last = "a login that timed out"
         except NixaError as error:
             last = error.what
         else:
-            if facts.boot_id and facts.boot_id != before and is_right(facts):
+            stranger = None
+            if _is_awaited(facts, awaited):
                 return facts
-            if (
-                lost is not None
-                and facts.boot_id == before
-                and ssh.clock.monotonic() - begun > _STAYS_SECONDS
-            ):
-                raise lost
-            last = f"{facts.os_name or facts.os}, boot {facts.boot_id[:8]}" + (
-                " (the one before)" if facts.boot_id == before else ""
-            )
-        ssh.clock.sleep(_LOGIN_POLL_SECONDS)
+            stays = clock.monotonic() - begun > _STAYS_SECONDS
+            if awaited.lost is not None and facts.boot_id == awaited.before and stays:
+                raise awaited.lost
+            last = _describe(facts, awaited.before)
+        clock.sleep(_LOGIN_POLL_SECONDS)
+    if stranger is not None:
+        raise stranger
     raise DeadlinePassed(
-        f"{what}: not there after {deadline:g} s; last seen: {last}", host=ssh.host.name, hint=hint
+        f"{awaited.what}: timed out after {awaited.deadline:g} s; last seen: {last}",
+        host=ssh.host.name,
+        hint=awaited.hint,
     )
+
+
+def _is_awaited(facts: Facts, awaited: Awaited) -> bool:
+    return facts.boot_id not in ("", awaited.before) and facts.os is not Os.INITRD and awaited.is_right(facts)
+
+
+def _describe(facts: Facts, before: str) -> str:
+    if facts.os is Os.INITRD:
+        return "its initrd, which waits (for a passphrase?)"
+    suffix = " (the one before)" if facts.boot_id == before else ""
+    return f"{facts.os_name or facts.os}, boot {facts.boot_id[:8]}{suffix}"

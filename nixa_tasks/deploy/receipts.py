@@ -2,66 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from dataclasses import dataclass
+from pathlib import Path
 
-from nixa_tasks.deploy.work import Work
+from nixa_tasks.deploy import checks
+from nixa_tasks.deploy.turn import Turn
+from nixa_tasks.errors import NixaError
 from nixa_tasks.files import write_json
 from nixa_tasks.host import lock
-from nixa_tasks.host.ssh import Ssh
-from nixa_tasks.process.clock import Clock, rfc3339
+from nixa_tasks.host.reach import Reached
+from nixa_tasks.host.ssh import Ssh, script
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 
-_WRITE = """
-set -eu; umask 022; mkdir -p /var/lib/nixa; cd /var/lib/nixa
-cat >.receipt.new
-[ -z "$1" ] || cat .receipt.new >>history.jsonl
-sync; mv -f .receipt.new receipt.json
-"""
+PACKAGE = "nixa_tasks.deploy"
+_LONGEST_WHY = 300
 # The first line may be cut by the limit; it is no receipt then.
 _HISTORY = "tail -n 200 /var/lib/nixa/history.jsonl 2>/dev/null | tail -c 262144"
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
-    """The beginning of a deploy: what a receipt says of its time."""
-
-    at: str
-    clock: Clock
-    since: float
-
-    @classmethod
-    def now(cls, clock: Clock) -> Started:
-        return cls(rfc3339(clock.now()), clock, clock.monotonic())
-
-    @property
-    def seconds(self) -> float:
-        return round(self.clock.monotonic() - self.since, 1)
-
-
 def make(
-    work: Work,
-    started: Started,
+    turn: Turn,
+    reached: Reached,
     how: How,
     *,
     out: str | None,
     outcome: Outcome,
-    kexec_sha256: str | None = None,
     wanted: str | None = None,
     drv: str | None = None,
 ) -> Receipt:
-    """A receipt of what `work` did. `out` runs now; `wanted` defaults to the flake's output."""
+    """A receipt of this turn. `out` runs now; `wanted` defaults to the flake's output, and `drv` to
+    its derivation."""
     return Receipt(
-        target=work.host.target,
-        host_key=work.reached.key.text,
+        target=turn.host.target,
+        host_key=reached.key.text,
         out=out,
-        wanted=wanted or work.wanted,
-        drv=drv if wanted else work.drv,
+        wanted=wanted or turn.wanted,
+        drv=drv if wanted else turn.output.toplevel_drv,
         mode=how,
-        kexec_sha256=kexec_sha256,
-        flake=work.flake,
-        started_at=started.at,
-        seconds=started.seconds,
+        kexec_sha256=None,
+        flake=turn.flake,
+        started_at=turn.started.at,
+        seconds=turn.started.seconds,
         operator=lock.operator(),
         outcome=outcome,
     )
@@ -71,11 +53,15 @@ def line(receipt: Receipt) -> str:
     return json.dumps(receipt.to_json(), ensure_ascii=False) + "\n"
 
 
-def write_remote(ssh: Ssh, receipt: Receipt, *, history: bool = True) -> None:
-    """Put the receipt on the host, in one step; with `history`, add its line there too."""
-    ssh.run(
-        _WRITE, "yes" if history else "", root=True, deadline=60, stdin=line(receipt).encode(), what="receipt"
-    )
+def failed(receipt: Receipt, why: str) -> Receipt:
+    """The receipt with the reason of a failure, in one line."""
+    text = "".join(char for char in " ".join(why.split()) if char.isprintable())
+    return dataclasses.replace(receipt, why=text[:_LONGEST_WHY] or None)
+
+
+def write_remote(ssh: Ssh, receipt: Receipt) -> None:
+    """Put the receipt on the host, in one step, and its line into the history there."""
+    ssh.run(script("receipt", PACKAGE), root=True, deadline=60, stdin=line(receipt).encode(), what="receipt")
 
 
 def parse(text: str) -> Receipt | None:
@@ -97,10 +83,56 @@ def parse_history(lines: list[str]) -> list[Receipt]:
     return [receipt for line in lines if (receipt := parse(line)) is not None]
 
 
-def write_local(work: Work, receipt: Receipt) -> None:
-    """Put the receipt beside the manifest, and its line into the local history."""
-    place = work.layout.host(work.host.name)
-    place.folder.mkdir(parents=True, exist_ok=True)
-    with place.history.open("a", encoding="utf-8") as file:
-        file.write(line(receipt))
-    write_json(place.deployed, receipt.to_json())
+def remember(turn: Turn, receipt: Receipt, *, history: bool = True) -> None:
+    """Put the receipt beside the manifest, and its line into the local history.
+
+    A disk that is full here ends no deploy: the next one asks the host instead.
+    """
+    place = turn.layout.host(turn.name)
+    try:
+        if history:
+            _append(place.history, line(receipt))
+        write_json(place.deployed, receipt.to_json())
+    except (OSError, NixaError) as error:
+        what = error.what if isinstance(error, NixaError) else str(error)
+        turn.note("receipt", f"not remembered here: {what}")
+
+
+def _append(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def adopt(turn: Turn, reached: Reached) -> Receipt:
+    """Record that the host runs what is wanted, or will from its next restart on.
+
+    Its own receipt stands if it says the same; without that nobody has seen the checks pass, as when
+    an installation was cut off before them. Raises checks.CheckFailed.
+    """
+    facts, wanted = reached.facts, turn.wanted
+    theirs, live = Receipt.from_json(facts.receipt), facts.system
+    if theirs is not None and theirs.wanted == wanted and theirs.is_pending:
+        receipt = dataclasses.replace(theirs, target=turn.host.target, out=live)
+        if live == wanted and reached.can_be_root:  # restarted since
+            write_remote(reached.ssh, receipt)
+        remember(turn, receipt)
+        return receipt
+    if theirs is not None and theirs.out == live == theirs.wanted and theirs.outcome is Outcome.DONE:
+        receipt = dataclasses.replace(theirs, target=turn.host.target)
+        remember(turn, receipt, history=False)
+        return receipt
+    if reached.can_be_root:
+        checks.run_all(
+            turn.host.checks,
+            reached.ssh,
+            failed_before=frozenset(),
+            note=lambda text: turn.note("check", text),
+        )
+    # After a rollback that found nothing to do, that is not what the flake says, nor is it on its way.
+    drv = turn.output.toplevel_drv if live == wanted else None
+    receipt = make(turn, reached, How.ADOPT, out=live, outcome=Outcome.DONE, wanted=live, drv=drv)
+    if reached.can_be_root:
+        write_remote(reached.ssh, receipt)
+    remember(turn, receipt)
+    return receipt

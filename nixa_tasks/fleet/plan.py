@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nixa_tasks import text
-from nixa_tasks.deploy.decide import Action, Asked, Situation, decide
+from nixa_tasks.deploy.copy import builds_itself
+from nixa_tasks.deploy.decide import Action, Situation, judge
 from nixa_tasks.deploy.next_boot import unwatched
-from nixa_tasks.deploy.remote_build import is_remote
 from nixa_tasks.flake.evaluate import Output
 from nixa_tasks.host.probe import Facts
+from nixa_tasks.host.reach import Reached
 from nixa_tasks.manifest.model import BuildOn, Host
 from nixa_tasks.state.receipt import Receipt
 
@@ -43,22 +44,19 @@ def unknown(host: str, why: str, output: Output | None = None) -> Planned:
     return Planned(host, "unknown", why, output.toplevel_out if output else None)
 
 
-def planned(host: Host, output: Output, facts: Facts, local: Receipt | None) -> Planned:
+def planned(host: Host, output: Output, reached: Reached, here: Receipt | None) -> Planned:
     """The row of a host that was asked."""
-    decision = decide(Situation(
-        asked=Asked.DEPLOY, wanted=output.toplevel_out, os=facts.os, live=facts.system, is_expected_key=True,
-        receipt=Receipt.from_json(facts.receipt), local=local, install=host.install, on_drift=host.on_drift,
-        profile=facts.profile, mode=host.mode, reboot=host.reboot,
-    ))  # fmt: skip
-    reason = "; ".join((f"it {decision.reason}", *_notes(host, facts, decision.action)))
-    return Planned(host.name, decision.action, reason, output.toplevel_out, facts.system)
+    facts, wanted = reached.facts, output.toplevel_out
+    judgement = judge(Situation(host, wanted, here, facts, reached.key.text, again=True))
+    reason = "; ".join((f"it {judgement.text}", *_notes(host, facts, judgement.action)))
+    return Planned(host.name, judgement.action, reason, wanted, facts.system)
 
 
 def _notes(host: Host, facts: Facts, action: Action) -> Iterator[str]:
     """What is worth knowing before the word is given."""
     if action is Action.INSTALL and host.build_on is BuildOn.REMOTE:
         yield "its first system is built here"
-    if action in (Action.SWITCH, Action.BOOT) and is_remote(host, facts.os):
+    if action in (Action.SWITCH, Action.BOOT) and builds_itself(host, facts.os):
         yield "it builds by itself"
     if action is Action.BOOT and (why := unwatched(host, facts)) is not None:
         yield why

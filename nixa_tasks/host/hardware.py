@@ -6,17 +6,12 @@ import json
 from pathlib import Path
 
 from nixa_tasks.errors import NixaError
-from nixa_tasks.host.ssh import Ssh
+from nixa_tasks.host.ssh import Ssh, script
 from nixa_tasks.process.run import Output
 
 _SECONDS = 300.0  # nixos-facter looks at every bus
 _MOST = 16 << 20
 _NO_TOOL = 127
-_SCRIPT = f"""
-PATH=$PATH:/run/current-system/sw/bin:/usr/sbin:/sbin
-command -v "$1" >/dev/null || exit {_NO_TOOL}
-exec "$@"
-"""
 
 
 def command_for(path: Path) -> tuple[str, ...] | None:
@@ -35,7 +30,9 @@ def report(ssh: Ssh, command: tuple[str, ...]) -> bytes:
     or prints what is no report."""
     tool, host = command[0], ssh.host.name
     output = Output(sink_stdout=False, keep=_MOST)
-    done = ssh.run(_SCRIPT, *command, root=True, deadline=_SECONDS, check=False, output=output, what=tool)
+    done = ssh.run(
+        script("hardware"), *command, root=True, deadline=_SECONDS, check=False, output=output, what=tool
+    )
     if done.status == _NO_TOOL:
         raise NixaError(
             f"{tool} is not there",

@@ -12,34 +12,15 @@ import getpass
 import os
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from nixa_tasks.errors import CommandFailed, DeadlinePassed, NixaError
-from nixa_tasks.host.ssh import STATUS_SSH, Ssh, Unreachable, environment
+from nixa_tasks.host.ssh import STATUS_SSH, Kind, Ssh, Unreachable, environment, script
 from nixa_tasks.process.clock import rfc3339
 from nixa_tasks.process.run import Heartbeat, Place
 
-FOLDER = "/run/nixa"
-_BEAT_SECONDS = 5.0
-_SILENCE_SECONDS = 30
+_BEAT_SECONDS = 5.0  # the host waits 30 s for one (lock.sh)
 _HELD = 75
-
-_SCRIPT = f"""
-PATH=$PATH:/run/current-system/sw/bin:/usr/sbin:/sbin
-umask 077; mkdir -p {FOLDER} || exit 1
-command -v flock >/dev/null || {{ echo unlocked; exec cat >/dev/null; }}
-exec 9>>{FOLDER}/lock
-if ! flock -n 9; then
-  echo "held by $(head -c 200 {FOLDER}/holder 2>/dev/null)"; flock -w "$1" 9 || exit {_HELD}
-fi
-exec 8>>{FOLDER}/guard.lock
-if ! flock -n 8; then
-  echo "held by a switch that the host itself still watches"; flock -w "$1" 8 || exit {_HELD}
-fi
-exec 8>&-
-printf '%s\\n' "$2" >{FOLDER}/holder
-echo locked
-while line=$(timeout {_SILENCE_SECONDS} head -n 1 9>&-) && [ -n "$line" ]; do :; done
-"""
 
 
 class HolderRestarted(Unreachable):
@@ -55,29 +36,41 @@ def operator() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-@contextlib.contextmanager
-def held(ssh: Ssh, *, timeout: float, announce: Callable[[str], None]) -> Iterator[bool]:
-    """Hold the host's lock; a wait is announced with who holds it. Gives whether it had to wait.
+@dataclass(slots=True)
+class Held:
+    """The host's lock, once it is held. `token` is empty where the host has no flock; `waited_for`:
+    what the host said of whoever held it before, None where nobody did."""
 
-    Raises DeadlinePassed after `timeout` seconds of waiting, Interrupted, CommandFailed.
+    token: str = ""
+    waited_for: str | None = None
+
+
+@contextlib.contextmanager
+def held(ssh: Ssh, *, timeout: float, announce: Callable[[str], None]) -> Iterator[Held]:
+    """Hold the host's lock; a wait is announced with who holds it.
+
+    Raises DeadlinePassed after `timeout` seconds of waiting, HolderRestarted, Interrupted,
+    CommandFailed.
     """
-    waited: list[str] = []
+    lock = Held()
 
     def is_ready(line: str) -> bool:
         if line.startswith("held by "):
-            waited.append(line)
+            lock.waited_for = line
             announce(f"waiting for the host's lock, {line}")
-        if line == "unlocked":
+        elif line == "unlocked":
             announce("the host has no flock, so that another controller is not kept out")
-        return line in ("locked", "unlocked")
+        elif line.startswith("locked "):
+            lock.token = line.removeprefix("locked ").strip()
+        return line == "unlocked" or line.startswith("locked ")
 
     holder = f"{operator()} process {os.getpid()} since {rfc3339(ssh.clock.now())}"
-    argv = ssh.command("sh", "-c", _SCRIPT, "nixa", str(max(1, int(timeout))), holder, root=True)
+    words = (str(max(1, int(timeout))), holder)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(
                 ssh.processes.hold(
-                    argv,
+                    ssh.command("sh", "-c", script("lock"), "nixa", *words, root=True),
                     is_ready=is_ready,
                     deadline=timeout + 60,
                     heartbeat=Heartbeat(
@@ -89,11 +82,11 @@ def held(ssh: Ssh, *, timeout: float, announce: Callable[[str], None]) -> Iterat
                 )
             )
         except CommandFailed as error:
-            raise _not_had(ssh, error, waited[-1] if waited else None, timeout) from error
-        yield bool(waited)
+            raise _explain(ssh, error, lock.waited_for, timeout) from error
+        yield lock
 
 
-def _not_had(ssh: Ssh, error: CommandFailed, holder: str | None, timeout: float) -> NixaError:
+def _explain(ssh: Ssh, error: CommandFailed, holder: str | None, timeout: float) -> NixaError:
     if holder is not None and error.status == _HELD:
         return DeadlinePassed(
             f"the host's lock is still {holder} after {timeout:g} s",
@@ -102,7 +95,7 @@ def _not_had(ssh: Ssh, error: CommandFailed, holder: str | None, timeout: float)
         )
     if holder is not None and error.status == STATUS_SSH:
         return HolderRestarted(
-            "lost",
+            Kind.LOST,
             f"the connection was lost while waiting for the host's lock, {holder}",
             host=ssh.host.name,
             hint=f"that deploy may have restarted it; to go on from there: doit deploy:{ssh.host.name}",

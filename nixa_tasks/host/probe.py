@@ -13,9 +13,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, assert_never
 
-from nixa_tasks.host.ssh import Ssh
+from nixa_tasks.host.ssh import Ssh, script
 from nixa_tasks.host.sudo import Elevation
 from nixa_tasks.process.run import Output
 
@@ -42,52 +42,35 @@ TOOLS = (
     "timeout",
 )
 
-# POSIX sh only: it runs on whatever Linux the target has. Each line is one fact.
-SCRIPT = rf"""
-PATH=$PATH:/run/current-system/sw/bin:/usr/sbin:/sbin
-say() {{ printf '%s=%s\n' "$1" "$2"; }}
-say kernel "$(uname -r)"; say arch "$(uname -m)"; say hostname "$(uname -n)"
-[ ! -r /etc/os-release ] || (
-  . /etc/os-release
-  say os_id "${{ID-}}"; say os_name "${{PRETTY_NAME-}}"; say variant_id "${{VARIANT_ID-}}" )
-[ ! -e /etc/NIXOS ] || say etc_nixos yes
-say system "$(readlink -f /run/current-system 2>/dev/null)"
-say booted "$(readlink -f /run/booted-system 2>/dev/null)"
-say profile "$(readlink -f /nix/var/nix/profiles/system 2>/dev/null)"
-if command -v bootctl >/dev/null 2>&1 && {{ [ -e /boot/loader/loader.conf ] ||
-  tr -d '\000' </sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f 2>/dev/null |
-  grep -q systemd-boot; }}; then say loader systemd-boot
-elif command -v grub-reboot >/dev/null 2>&1 && [ -e /boot/grub/grub.cfg ]; then say loader grub; fi
-say boot_id "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)"
-while read -r key value unit; do case $key in
-  MemTotal:) say memory_kib "$value";; MemAvailable:) say available_kib "$value";;
-esac; done </proc/meminfo
-say free_kib "$(df -Pk "$HOME" 2>/dev/null |
-  (read -r _; read -r _ _ _ free _; echo "$free"))"
-say home "$HOME"; say uid "$(id -u)"; say user "$(id -un)"
-for tool in {" ".join(TOOLS)}; do command -v $tool >/dev/null 2>&1 && say tool $tool; done
-if [ "$(id -u)" = 0 ]; then say root yes
-elif command -v sudo >/dev/null && sudo -k -n true 2>/dev/null; then say root sudo
-elif command -v doas >/dev/null && doas -n true 2>/dev/null; then say root doas
-elif command -v sudo >/dev/null; then say root password
-else say root no; fi
-[ ! -r {RECEIPT} ] || say receipt "$(head -c {MAX_RECEIPT} {RECEIPT} | base64 | tr -d '\n')"
-say end yes
-"""
-
 
 class Os(StrEnum):
     """What decides how a deploy goes."""
 
     NIXOS = "nixos"
     INSTALLER = "installer"
+    INITRD = "initrd"  # still booting: it waits there, for a passphrase as a rule
     OTHER = "other"
+
+
+class Root(StrEnum):
+    """How the login can become root: at once, without a password, with one, or not at all."""
+
+    YES = "yes"
+    SUDO = "sudo"
+    DOAS = "doas"
+    PASSWORD = "password"  # noqa: S105 -- the name of a way, not a password
+    NO = "no"
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the probe saw. Sizes are bytes; `system` is the live system's store path or None.
-    `loader`: a boot loader that can boot a system just once, `systemd-boot` or `grub`; else empty."""
+    """What the probe saw. Sizes are bytes; systems are store paths, None where they are not known.
+
+    `system` runs, `profile` is the system profile's, `boots` the boot loader's default; `before`:
+    the one to go back to, while a booted system waits to be confirmed. `loader`: a boot loader that
+    can boot a system just once, `systemd-boot` or `grub`; else empty. `guard`: seconds until a
+    switch under way goes back. `is_installing`: nixa has begun to install it, in this boot.
+    """
 
     os: Os
     os_name: str = ""
@@ -97,6 +80,10 @@ class Facts:
     system: str | None = None
     booted: str | None = None
     profile: str | None = None
+    boots: str | None = None
+    before: str | None = None
+    guard: int | None = None
+    is_installing: bool = False
     loader: str = ""
     boot_id: str = ""
     memory: int = 0
@@ -104,7 +91,7 @@ class Facts:
     free: int = 0
     home: str = "/root"
     user: str = ""
-    root: str = "no"
+    root: Root = Root.NO
     tools: tuple[str, ...] = ()
     receipt: Mapping[str, Any] | None = field(default=None)
 
@@ -112,14 +99,16 @@ class Facts:
     def elevation(self) -> Elevation | None:
         """How to become root there; None where it can't be done without a password, or at all."""
         match self.root:
-            case "yes":
+            case Root.YES:
                 return Elevation.NONE
-            case "sudo":
+            case Root.SUDO:
                 return Elevation.SUDO
-            case "doas":
+            case Root.DOAS:
                 return Elevation.DOAS
-            case _:
+            case Root.PASSWORD | Root.NO:
                 return None
+            case _ as never:
+                assert_never(never)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -133,7 +122,8 @@ _WORD = re.compile(r"[\x20-\x7e]{1,200}")
 
 def ask(ssh: Ssh) -> Facts:
     """One login, one script, its facts. Raises Unreachable, or as Processes.run does."""
-    done = ssh.run(SCRIPT, deadline=PROBE_SECONDS, output=_OUTPUT, what="probe")
+    words = (RECEIPT, str(MAX_RECEIPT), *TOOLS)
+    done = ssh.run(script("probe"), *words, deadline=PROBE_SECONDS, output=_OUTPUT, what="probe")
     return parse(done.stdout)
 
 
@@ -151,8 +141,12 @@ def parse(answer: str) -> Facts:
     system = _match(_STORE_PATH, said.get("system"))
     # A NixOS may call itself by another name (system.nixos.distroId), and must not be wiped for that.
     is_nixos = said.get("os_id") == "nixos" or "etc_nixos" in said or system is not None
+    if "initrd" in said:
+        os = Os.INITRD
+    else:
+        os = Os.INSTALLER if is_installer else Os.NIXOS if is_nixos else Os.OTHER
     return Facts(
-        os=Os.INSTALLER if is_installer else Os.NIXOS if is_nixos else Os.OTHER,
+        os=os,
         os_name=said.get("os_name", said.get("os_id", "")),
         kernel=said.get("kernel", ""),
         arch=said.get("arch", ""),
@@ -160,6 +154,10 @@ def parse(answer: str) -> Facts:
         system=system,
         booted=_match(_STORE_PATH, said.get("booted")),
         profile=_match(_STORE_PATH, said.get("profile")),
+        boots=_match(_STORE_PATH, said.get("boots")),
+        before=_match(_STORE_PATH, said.get("before")),
+        guard=_guard(said.get("guard")),
+        is_installing="installing" in said,
         loader=_match(_LOADER, said.get("loader")) or "",
         boot_id=_match(_BOOT_ID, said.get("boot_id")) or "",
         memory=_kib(said.get("memory_kib")),
@@ -167,7 +165,7 @@ def parse(answer: str) -> Facts:
         free=_kib(said.get("free_kib")),
         home=said.get("home", "/root"),
         user=said.get("user", ""),
-        root=said.get("root", "no"),
+        root=Root(said["root"]) if said.get("root") in tuple(Root) else Root.NO,
         tools=tuple(tools),
         receipt=_receipt(said.get("receipt")),
     )
@@ -175,6 +173,11 @@ def parse(answer: str) -> Facts:
 
 def _match(pattern: re.Pattern[str], value: str | None) -> str | None:
     return value if value and pattern.fullmatch(value) else None
+
+
+def _guard(value: str | None) -> int | None:
+    """The seconds that are left; None where the time is over, or nothing is under way."""
+    return int(value) if value and value.isascii() and value.isdigit() and len(value) < 8 else None
 
 
 def _kib(value: str | None) -> int:

@@ -12,8 +12,8 @@ from nixa_tasks.errors import NixaError
 from nixa_tasks.host import host_key as hostkey
 from nixa_tasks.host import probe
 from nixa_tasks.host.host_key import Expectation, HostKey, KnownHosts, Trust
-from nixa_tasks.host.probe import Facts, Os
-from nixa_tasks.host.ssh import Ssh, Unreachable, end_shared, environment, explain
+from nixa_tasks.host.probe import Facts, Os, Root
+from nixa_tasks.host.ssh import Kind, Ssh, Unreachable, end_shared, environment, explain
 from nixa_tasks.host.sudo import Elevation, Password, Passwords
 from nixa_tasks.manifest.model import Host
 from nixa_tasks.process.clock import Clock
@@ -81,7 +81,7 @@ def connect(host: Host, access: Access, note: Note) -> Reached:
     try:
         ssh, facts = _ask(ssh)
     except Unreachable as error:
-        if error.kind == "hostkey":
+        if error.kind is Kind.HOSTKEY:
             raise hostkey.mismatch(host, expected, shown_key(ssh)) from error
         raise
     reached = settle(ssh, expected.trust, facts)
@@ -97,7 +97,7 @@ def _ask(ssh: Ssh) -> tuple[Ssh, Facts]:
     try:
         return ssh, probe.ask(ssh)
     except Unreachable as error:
-        if error.kind != "login" or ssh.user == "root":
+        if error.kind is not Kind.LOGIN or ssh.user == "root":
             raise
         root = ssh.as_root()
         try:
@@ -116,7 +116,7 @@ def as_root(reached: Reached, passwords: Passwords, announce: Note) -> Reached:
     The password is tried once, there. Raises NixaError where there is none, where it is refused, or
     where sudo does not let the user become root.
     """
-    if reached.can_be_root or reached.facts.root != "password":
+    if reached.can_be_root or reached.facts.root is not Root.PASSWORD:
         return reached
     ssh = reached.ssh
     password = passwords.checked(ssh.host.name, ssh.user, lambda given: _accepts(ssh, given), announce)

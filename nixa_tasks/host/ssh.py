@@ -15,7 +15,10 @@ import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import IntEnum, StrEnum
+from importlib import resources
 from pathlib import Path
+from typing import Final, assert_never
 
 from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.host.sudo import Elevation, Password
@@ -31,14 +34,82 @@ ANSWER_LIMIT = 64 << 20  # bytes; a host that says more in one call is not liste
 _OUTPUT = Output(keep=1 << 20)
 
 
+class Kind(StrEnum):
+    """Why a host can't be reached."""
+
+    UNKNOWN = "unknown"  # its name does not resolve
+    REFUSED = "refused"
+    TIMEOUT = "timeout"
+    LOGIN = "login"
+    PROTOCOL = "protocol"
+    CLOSED = "closed"
+    HOSTKEY = "hostkey"
+    LOST = "lost"
+    SSH = "ssh"  # anything else
+
+
 class Unreachable(NixaError):
     """The host can't be reached or does not let us in. `kind` tells the ways apart."""
 
     def __init__(
-        self, kind: str, what: str, *, host: str, tail: tuple[str, ...] = (), hint: str | None = None
+        self, kind: Kind, what: str, *, host: str, tail: tuple[str, ...] = (), hint: str | None = None
     ):
         super().__init__(what, host=host, tail=tail, hint=hint)
         self.kind = kind
+
+
+class FenceBroken(IntEnum):
+    """The exit codes of fence.sh."""
+
+    REBOOTED = 121
+    LOCK_LOST = 122
+    OTHER_SYSTEM = 123
+
+    @property
+    def text(self) -> str:
+        match self:
+            case FenceBroken.REBOOTED:
+                return "the host was restarted since it was looked at"
+            case FenceBroken.LOCK_LOST:
+                return "the host's lock was lost, so that another deploy may have it (was this computer suspended?)"
+            case FenceBroken.OTHER_SYSTEM:
+                return "the host runs another system than when it was looked at"
+            case _ as never:
+                assert_never(never)
+
+
+class Stale(NixaError):
+    """A decision is out of date: the host is no longer what it was made for. Nothing was done."""
+
+    def __init__(self, broken: FenceBroken, *, host: str):
+        super().__init__(
+            f"{broken.text}; nothing was done to it", host=host, hint=f"to look again: doit deploy:{host}"
+        )
+        self.broken = broken
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """What must still hold on the host when a script begins to change it; checked there (fence.sh).
+
+    `token` belongs to the host's lock, empty where it has none; `system` is the store path that runs,
+    None where none does.
+    """
+
+    boot_id: str
+    token: str
+    system: str | None
+
+    @property
+    def text(self) -> str:
+        """The script's beginning. It takes no arguments, and leaves those of the script alone."""
+        call = remote_command(("nixa_fence", self.boot_id, self.token, self.system or ""))
+        return f"{script('fence')}{call}\n"
+
+
+def script(name: str, package: str = "nixa_tasks.host") -> str:
+    """A shell script of nixa's that runs on hosts: the text of `NAME.sh` in a package."""
+    return resources.files(package).joinpath(f"{name}.sh").read_text()
 
 
 def remote_command(argv: Argv) -> str:
@@ -56,7 +127,7 @@ class Ssh:
 
     `folder` is private to this run and short (sockets lie in it). `strict` false takes the key that
     is shown and writes it to `known_hosts` (first contact). `shared`: over one connection for all
-    calls, else a new login for each.
+    calls, else a new login for each. `fence`: what every script that runs as root checks first.
     """
 
     host: Host
@@ -68,6 +139,7 @@ class Ssh:
     clock: Clock = field(repr=False, compare=False)
     strict: bool = True
     shared: bool = True
+    fence: Fence | None = None
     elevation: Elevation = Elevation.NONE
     password: Password | None = field(default=None, repr=False)
 
@@ -78,11 +150,11 @@ class Ssh:
 
     def as_root(self) -> Ssh:
         """The same machine once it runs the installer or what was installed: root's login."""
-        return replace(self, user="root", elevation=Elevation.NONE, password=None)
+        return replace(self, user="root", elevation=Elevation.NONE, password=None, fence=None)
 
     def unshared(self) -> Ssh:
-        """The same way, with a new login for each call."""
-        return replace(self, shared=False)
+        """The same way, with a new login for each call, and without a fence: to look at the host."""
+        return replace(self, shared=False, fence=None)
 
     @property
     def known_hosts(self) -> Path:
@@ -149,9 +221,12 @@ class Ssh:
     ) -> Completed:
         """Run a POSIX shell script on the host; `args` are its `$1`, `$2`, …
 
-        Raises Unreachable where ssh itself fails, else as Processes.run does; a host that answers
-        with more than `output.limit` bytes (by default ANSWER_LIMIT) is cut off.
+        As root it runs behind the fence, if there is one. Raises Stale where that does not hold,
+        Unreachable where ssh itself fails, else as Processes.run does; a host that answers with more
+        than `output.limit` bytes (by default ANSWER_LIMIT) is cut off.
         """
+        if root and self.fence is not None:
+            script = f"{self.fence.text}{script}"
         argv = self.command("sh", "-c", script, "nixa", *args, root=root)
         done = self.processes.run(
             argv,
@@ -165,6 +240,8 @@ class Ssh:
         )
         if done.status == STATUS_SSH or done.status < 0:  # ssh's own failure, or somebody killed it
             raise explain(self, done.tail)
+        if root and self.fence is not None and done.status in tuple(FenceBroken):
+            raise Stale(FenceBroken(done.status), host=self.host.name)
         if check and done.status != 0:
             raise CommandFailed(
                 f"{what}: ended with status {done.status}",
@@ -180,25 +257,27 @@ class Ssh:
         if self.socket.exists():
             end_shared(self.processes, self.socket)
 
-    def tool_environment(self, *, preamble: Path | None = None) -> dict[str, str]:
+    def tool_environment(self, *, preamble: Path | None = None, is_fenced: bool = False) -> dict[str, str]:
         """The environment for a tool that calls `ssh`: ours comes first on its PATH.
 
-        `preamble`: a private file that goes ahead of the input of a `nix-daemon` on the host.
+        `preamble`: a private file that goes ahead of the input of a `nix-daemon` on the host;
+        `is_fenced`: each command that the tool gives the host runs behind the fence.
         """
         return environment() | {
-            "PATH": f"{self._shim(preamble)}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+            "PATH": f"{self._shim(preamble, self.fence if is_fenced else None)}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         }
 
-    def _shim(self, preamble: Path | None) -> Path:
+    def _shim(self, preamble: Path | None, fence: Fence | None) -> Path:
         real = shutil.which("ssh")
         if real is None:
             raise NixaError("ssh is not there", hint="install the OpenSSH client")
-        kind = f"{'shared' if self.shared else 'plain'}-{self.strict:d}{'-fed' if preamble else ''}"
+        kind = f"{'shared' if self.shared else 'plain'}-{self.strict:d}{'-fed' if preamble else ''}{'-fenced' if fence else ''}"
         folder = self.folder / f"{self._tag}-{kind}-bin"
         folder.mkdir(mode=0o700, exist_ok=True)
         script = folder / "ssh"
         call = shlex.join((real, *self.options()))
-        text = f'#!/bin/sh\n{_feeding(preamble, call) if preamble else ""}exec {call} "$@"\n'
+        before = (_feeding(preamble, call) if preamble else "") + (_fencing(fence) if fence else "")
+        text = f'#!/bin/sh\n{before}exec {call} "$@"\n'
         fresh = script.with_name(f".ssh-{os.getpid()}-{id(self)}")
         fresh.write_text(text)
         fresh.chmod(0o700)
@@ -217,6 +296,25 @@ def _feeding(preamble: Path, call: str) -> str:
     )
 
 
+def _fencing(fence: Fence) -> str:
+    """Puts the fence ahead of the remote command, where there is one: behind the options, the
+    destination, and the options that ssh takes behind that."""
+    return (
+        f"fence={shlex.quote(fence.text)} count=$# number=0 value= destination= is_done=\n"
+        "while [ $number -lt $count ]; do\n"
+        "  word=$1 number=$((number + 1)); shift\n"
+        '  if [ -n "$value" ]; then value=\n'
+        '  elif [ -z "$is_done" ]; then case $word in\n'
+        "    --) ;;\n"
+        "    -[BbcDEeFIiJLlmOoPpQRSWw]) value=yes ;;\n"
+        "    -*) ;;\n"
+        '    *) [ -z "$destination" ] || { is_done=yes; set -- "$@" "$fence"; }; destination=yes ;;\n'
+        "  esac; fi\n"
+        '  set -- "$@" "$word"\n'
+        "done\n"
+    )
+
+
 def end_shared(processes: Processes, socket: Path) -> None:
     """End the shared connection of that socket. Where all is being stopped, whoever ends the rest
     does it (cleanup_after_kill.py)."""
@@ -232,34 +330,34 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "SSH_ASKPASS"} | {"LC_ALL": "C"}
 
 
-_KINDS: Mapping[str, tuple[str, str, str]] = {
+_KINDS: Final[Mapping[str, tuple[Kind, str, str]]] = {
     r"could not resolve hostname": (
-        "unknown",
+        Kind.UNKNOWN,
         "its name does not resolve",
         "check `target` in hosts.toml, and this computer's DNS",
     ),
     r"connection refused": (
-        "refused",
+        Kind.REFUSED,
         "the connection is refused: nothing listens there",
         "is sshd running, and is `port` right?",
     ),
     r"timed out|timeout, server|no route to host|network is unreachable|host is down": (
-        "timeout",
+        Kind.TIMEOUT,
         "it does not answer",
         "is it switched on, is the address right, does a firewall drop the port?",
     ),
     r"permission denied|too many authentication failures|no such identity": (
-        "login",
+        Kind.LOGIN,
         "the login is refused",
         "put your public key into its authorized_keys, or set `user` or `identity`",
     ),
     r"no matching (host key|key exchange|cipher)": (
-        "protocol",
+        Kind.PROTOCOL,
         "its sshd and this ssh have no algorithm in common",
         "see `ssh -v` to it; update the older side",
     ),
     r"connection (closed|reset)|kex_exchange_identification|broken pipe|connection lost": (
-        "closed",
+        Kind.CLOSED,
         "it closed the connection",
         "does sshd accept this user and address? its own log tells why",
     ),
@@ -271,7 +369,7 @@ def explain(ssh: Ssh, tail: tuple[str, ...]) -> Unreachable:
     text = "\n".join(tail)
     if re.search(r"host key verification failed|remote host identification has changed", text, re.IGNORECASE):
         return Unreachable(
-            "hostkey",
+            Kind.HOSTKEY,
             "the host key is not the expected one",
             host=ssh.host.name,
             tail=tail,
@@ -283,14 +381,14 @@ def explain(ssh: Ssh, tail: tuple[str, ...]) -> Unreachable:
             return Unreachable(kind, f"{where}: {what}", host=ssh.host.name, tail=tail[-3:], hint=hint)
     if not text.strip():  # a shared connection that dies says nothing
         return Unreachable(
-            "lost",
+            Kind.LOST,
             f"{where}: the connection was lost",
             host=ssh.host.name,
             hint="is the machine still up, and the network? The same command goes on from where it was",
         )
     login = ("ssh", "-v", *(("-p", str(ssh.port)) if ssh.port else ()), f"{ssh.user}@{ssh.target}")
     return Unreachable(
-        "ssh",
+        Kind.SSH,
         f"{where}: ssh failed",
         host=ssh.host.name,
         tail=tail,

@@ -97,6 +97,16 @@ class Passwords:
         self._is_taken = False
         self._refused_by: str | None = None
 
+    def is_at_hand(self) -> bool:
+        """Whether there is a password, or a way to get one: the environment, or a terminal to ask on."""
+        if self._password is not None or os.environ.get(SUDO_PASSWORD):
+            return True
+        terminal = _open_terminal()
+        if terminal is None:
+            return False
+        os.close(terminal)
+        return True
+
     def checked(
         self, host: str, user: str, check: Callable[[Password], bool], announce: Callable[[str], None]
     ) -> Password:
@@ -122,17 +132,6 @@ class Passwords:
         if not check(password):
             raise _refused(host, user)
         return password
-
-
-def is_at_hand() -> bool:
-    """Whether a password could be had: it is set, or there is a terminal to ask on."""
-    if os.environ.get(SUDO_PASSWORD):
-        return True
-    terminal = _open_terminal()
-    if terminal is None:
-        return False
-    os.close(terminal)
-    return True
 
 
 def _hint(user: str) -> str:

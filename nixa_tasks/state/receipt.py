@@ -25,7 +25,8 @@ class Outcome(StrEnum):
 
 
 _TEXTS = ("target", "host_key", "wanted", "started_at", "operator")
-_PERHAPS = ("out", "drv", "kexec_sha256", "flake")
+_PERHAPS = ("out", "drv", "kexec_sha256", "flake", "left", "why")
+_LATER = ("left", "why")  # receipts of older versions have no such fields
 _LONGEST_TEXT = 8192
 _LONGEST_SECONDS = 1e9
 
@@ -39,14 +40,17 @@ def _is_sound(known: Mapping[str, Any]) -> bool:
     return (
         all(_is_text(known[name]) for name in _TEXTS)
         and all(known[name] is None or _is_text(known[name]) for name in _PERHAPS)
-        and all(known[name] is None or known[name].startswith("/") for name in ("out", "drv"))
+        and all(known[name] is None or known[name].startswith("/") for name in ("out", "drv", "left"))
         and 0 <= known["seconds"] < _LONGEST_SECONDS
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """`out` is what runs now, `wanted` what was to run; times are RFC 3339 UTC, `seconds` a duration."""
+    """`out` is what runs now, `wanted` what was to run; times are RFC 3339 UTC, `seconds` a duration.
+
+    `left`: the output that a rollback took back. `why`: the reason of a failure, in one line.
+    """
 
     target: str
     host_key: str
@@ -60,6 +64,8 @@ class Receipt:
     seconds: float
     operator: str
     outcome: Outcome
+    left: str | None = None
+    why: str | None = None
 
     @property
     def is_pending(self) -> bool:
@@ -84,7 +90,8 @@ class Receipt:
         if value is None:
             return None
         try:
-            known = {field.name: value[field.name] for field in fields(cls)}
+            known = {field.name: value[field.name] for field in fields(cls) if field.name not in _LATER}
+            known |= {name: value.get(name) for name in _LATER}
             known["seconds"] = float(known["seconds"])
             if not _is_sound(known):
                 return None

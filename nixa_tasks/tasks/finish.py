@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nixa_tasks.deploy.decide import Action, Asked
-from nixa_tasks.deploy.order import Back
+from nixa_tasks.deploy.turn import Undo
 from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.fleet.reporter import FAILED, UNCHANGED, Result
 from nixa_tasks.host.lock import operator
@@ -17,7 +17,7 @@ from nixa_tasks.manifest.waves import Broken, in_order
 from nixa_tasks.process.run import Output, Place
 from nixa_tasks.state.receipt import Receipt
 from nixa_tasks.tasks.run import Run, Turn
-from nixa_tasks.tasks.turn import carry_out
+from nixa_tasks.tasks.turn import Request, carry_out
 
 ON_FINISH_SECONDS = 300.0
 
@@ -31,16 +31,16 @@ def take_back(run: Run, broken: Broken) -> None:
             pass
 
 
-def way_back(turn: Turn | None) -> Back | str:
+def way_back(turn: Turn | None) -> Undo | str:
     """Where a host of a failed wave goes back to, or why it is left as it is."""
     done = turn.done if turn is not None else None
     if done is None or not done.action.is_change:
         return "this run did not change it"
-    if done.before is None or done.receipt.out is None:
+    if done.before is None or done.receipt is None or done.receipt.out is None:
         return "what ran before is not known"
     if done.action is Action.INSTALL:
         return "it was installed in this run, so there is no system before"
-    return Back(done.before, since=done.receipt.out)
+    return Undo(done.before, since=done.receipt.out)
 
 
 def _take_back(run: Run, host: str, broken: Broken) -> None:
@@ -51,7 +51,7 @@ def _take_back(run: Run, host: str, broken: Broken) -> None:
         run.results.record(replace(had, said=f"{had.said}; left as it is: {way}"))
         return
     try:
-        carry_out(run, host, Asked.ROLLBACK, way)
+        carry_out(run, host, Request(Asked.ROLLBACK, way))
     except Interrupted:
         raise
     except NixaError as error:

@@ -119,23 +119,22 @@ def _all(run: Run, one: Callable[[Run, str], Row], hosts: Sequence[str]) -> list
 
 
 def _plan_one(run: Run, name: str) -> Planned:
-    from nixa_tasks.deploy.adopt import is_deployed
+    from nixa_tasks.deploy.decide import Situation, is_recorded
     from nixa_tasks.fleet import plan
-    from nixa_tasks.manifest.model import InstallPolicy
 
     host, receipt = run.manifest.hosts[name], run.receipt(name)
     try:
         output = run.output(name)
     except NixaError as error:
         return plan.unknown(name, f"the flake can't be evaluated: {error.what}")
-    if receipt and is_deployed(host, output, receipt) and host.install is not InstallPolicy.ALWAYS:
+    if receipt and is_recorded(Situation(host, output.toplevel_out, receipt, again=True)):
         return plan.unchanged(name, output, receipt)
     try:
         reached = run.connect(host)
     except NixaError as error:
         return plan.unknown(name, error.what, output)
     try:
-        row = plan.planned(host, output, reached.facts, receipt)
+        row = plan.planned(host, output, reached, receipt)
         return _compare(run.nix, row, reached, output)
     finally:
         reached.ssh.disconnect()

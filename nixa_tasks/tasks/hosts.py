@@ -182,14 +182,15 @@ def _build(run: Run, host: str) -> None:
 
 def why_deploy(run: Run, host: str) -> str | None:
     """Why the host has to be deployed, by what is remembered here; None where it need not be."""
-    from nixa_tasks.deploy.adopt import is_deployed
+    from nixa_tasks.deploy.decide import Situation, is_recorded
     from nixa_tasks.manifest.model import InstallPolicy
 
     declared = run.manifest.hosts[host]
     if declared.install is InstallPolicy.ALWAYS:
         return f'{host} has install = "always": it is asked what it runs at every deploy'
     output, receipt = run.remembered_output(host), run.receipt(host)
-    return None if is_deployed(declared, output, receipt) else _what_differs(declared, output, receipt)
+    now = Situation(declared, output.toplevel_out if output else None, receipt, again=True)
+    return None if is_recorded(now) else _what_differs(declared, output, receipt)
 
 
 def _what_differs(host: Host, output: Output | None, receipt: Receipt | None) -> str:
@@ -207,29 +208,29 @@ def _what_differs(host: Host, output: Output | None, receipt: Receipt | None) ->
 
 def _deploy(run: Run, host: str) -> Task:
     from nixa_tasks.deploy.decide import Asked
-    from nixa_tasks.tasks.turn import carry_out
+    from nixa_tasks.tasks.turn import Request, carry_out
 
-    carry_out(run, host, Asked.DEPLOY)
+    carry_out(run, host, Request(Asked.DEPLOY, again=True))
     receipt = run.receipt(host)
     return {"target": run.manifest.hosts[host].target, "out": receipt.out if receipt else None}
 
 
 def _roll_back(run: Run, host: str) -> None:
     from nixa_tasks.deploy.decide import Asked
-    from nixa_tasks.tasks.turn import carry_out
+    from nixa_tasks.tasks.turn import Request, carry_out
 
-    carry_out(run, host, Asked.ROLLBACK)
+    carry_out(run, host, Request(Asked.ROLLBACK))
 
 
 def _reinstall(run: Run, host: str, yes_wipe: str) -> None:
     from nixa_tasks.deploy.decide import Asked
-    from nixa_tasks.tasks.turn import carry_out
+    from nixa_tasks.tasks.turn import Request, carry_out
 
     if yes_wipe and yes_wipe != host:
         raise UsageError(f"--yes-wipe {yes_wipe} does not name {host}; nothing was done", host=host)
     if not yes_wipe:
         _ask_for_name(run, host)
-    carry_out(run, host, Asked.REINSTALL)
+    carry_out(run, host, Request(Asked.REINSTALL))
 
 
 def _ask_for_name(run: Run, host: str) -> None:

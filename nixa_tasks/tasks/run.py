@@ -21,8 +21,7 @@ from nixa_tasks.tasks.selection import Request
 
 if TYPE_CHECKING:
     from nixa_tasks.deploy.decide import Asked
-    from nixa_tasks.deploy.order import Done
-    from nixa_tasks.deploy.uplink import Uplink
+    from nixa_tasks.deploy.turn import Done, Uplink
     from nixa_tasks.flake.evaluate import Evaluation, Output
     from nixa_tasks.flake.fingerprint import Fingerprint
     from nixa_tasks.host.reach import Access, Reached
@@ -153,7 +152,7 @@ class Run:
         """What all hosts of this run share to send closures and images."""
         with self._lock:
             if self._uplink is None:
-                from nixa_tasks.deploy.uplink import Uplink
+                from nixa_tasks.deploy.turn import Uplink
 
                 self._uplink = Uplink(self.manifest.fleet.copy_jobs, self.processes.clock)
             return self._uplink

@@ -11,8 +11,7 @@ from typing import Any
 
 from nixa_tasks.deploy.decide import Asked
 from nixa_tasks.deploy.deploy import carry_out
-from nixa_tasks.deploy.order import Done, Order, Suppliers
-from nixa_tasks.deploy.uplink import Uplink
+from nixa_tasks.deploy.turn import Done, Started, Suppliers, Turn, Uplink
 from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.flake.output import Output
 from nixa_tasks.host.host_key import KnownHosts
@@ -24,6 +23,7 @@ from nixa_tasks.image.tarball import Summary
 from nixa_tasks.manifest.model import Fleet, Host, Manifest, UrlImage
 from nixa_tasks.state.journal import Event, Journal, Kind
 from nixa_tasks.state.layout import Layout
+from nixa_tasks.state.run_log import RunLog
 from tests.simulation.machine import Machine
 from tests.simulation.network import Connection, Link, Session, SimulatedClock, SimulatedProcesses
 from tests.simulation.scheduler import Killed, Task
@@ -173,15 +173,15 @@ class Run:
         controller.runs.append(self)
         number = world.runs = world.runs + 1
         self.journal = MemoryJournal(world, self.name, number, SimulatedClock(self))
-        order = self._order()
+        turn = self._turn()
         self.task = Task(
-            world.scheduler, lambda: self._main(order), frozen_until=lambda: controller.frozen_until
+            world.scheduler, lambda: self._main(turn), frozen_until=lambda: controller.frozen_until
         )
 
-    def _main(self, order: Order) -> None:
+    def _main(self, turn: Turn) -> None:
         try:
-            self.done = carry_out(order)
-            self.world.say(self.name, f"done: {self.done.action}: it {self.done.reason}")
+            self.done = carry_out(turn)
+            self.world.say(self.name, f"done: {self.done.action}: it {self.done.judgement.text}")
         except Killed:
             self.world.say(self.name, "is killed")
         except NixaError as error:
@@ -193,7 +193,7 @@ class Run:
             session.close()
         self.world.run_ended(self)
 
-    def _order(self) -> Order:
+    def _turn(self) -> Turn:
         controller, world = self.controller, self.world
         processes, clock = SimulatedProcesses(self), SimulatedClock(self)
         folder = controller.folder / "run"
@@ -208,7 +208,7 @@ class Run:
         obtained = Obtained(image, world.image.path, world.image.sha256, _SUMMARY)
         access = Access(processes, clock, folder, KnownHosts(controller.folder / "known_hosts"),
                         Passwords(processes.is_stopping))  # fmt: skip
-        return Order(
+        return Turn(
             manifest=manifest,
             host=self.host,
             output=Output(self.host.name, _SYSTEM, "/nix/store/" + "d" * 32 + "-system.drv", self.wanted,
@@ -216,16 +216,19 @@ class Run:
             flake=None,
             layout=Layout(controller.folder),
             journal=self.journal,
+            log=RunLog(controller.folder / "log", self.asked, self.journal.run, clock),
             access=access,
             suppliers=Suppliers(
-                system=lambda _work: self._build(self.wanted),
-                disko=lambda _work: self._build(DISKO),
-                image=lambda _work: obtained,
+                system=lambda _turn: self._build(self.wanted),
+                disko=lambda _turn: self._build(DISKO),
+                image=lambda _turn: obtained,
                 there=self._no_remote_build,
             ),
             neighbours=Neighbours(),
             uplink=Uplink(8, clock),
+            started=Started.now(clock),
             asked=self.asked,
+            again=True,
         )  # fmt: skip
 
     def _build(self, path: str) -> Path:
@@ -236,7 +239,7 @@ class Run:
         self.check_stop()
         return Path(path)
 
-    def _no_remote_build(self, _work: Any) -> str:
+    def _no_remote_build(self, _turn: Any, _ssh: Any) -> str:
         raise AssertionError("build_on = remote is not simulated")
 
 

@@ -36,6 +36,7 @@ class Guard:
     before: str = ""
     before_profile: str = ""
     activated_by: int = 0
+    is_default_set: bool = False
 
     @property
     def now(self) -> float:
@@ -59,7 +60,7 @@ class Guard:
             pass
         finally:
             if self.boot.guard == self.name:
-                self.boot.guard = None
+                self.boot.guard = self.boot.waits_until = None
 
     def body(self) -> Process:
         self.started = self.now
@@ -73,22 +74,21 @@ class Guard:
         self.before_profile = self.root.profile or self.before
         if task == "boot":
             yield from self.set_up(new)
-        yield from self.set_profile(new)
         yield from self.switch(new)
 
     def switch(self, new: str) -> Process:
-        self.activate(new, "switch")
+        self.activate(new, "test")
         last = self.started
         timeout, limit = float(self.word("timeout")), float(self.word("limit"))
         while True:
+            self.boot.waits_until = last + timeout
             if "activated" in self.files:
                 if (status := self.word("activated")) != "0":
                     yield from self.go_back(f"the activation ended with status {status}")
                 if "confirm" in self.files:
-                    yield from self.write_receipt("done.json", "done")
-                    raise _Exit
+                    yield from self.keep_switched(new)
             elif self.now - self.started >= limit:
-                yield from self.go_back(f"the activation did not end within {limit:g} s")
+                yield from self.go_back(f"the activation timed out after {limit:g} s")
             if "abort" in self.files:
                 yield from self.go_back(self.word("abort")[:300])
             if self.files.pop("alive", None) is not None:
@@ -96,6 +96,24 @@ class Guard:
             if self.now - last >= timeout:
                 yield from self.go_back(f"nobody confirmed it within {timeout:g} s")
             yield 1.0
+
+    def keep_switched(self, new: str) -> Process:
+        self.leave_to_others(new)
+        if self.boot.system != new:
+            yield from self.go_back("it runs the one before again")
+        yield from self.set_profile(new)
+        self.is_default_set = True
+        if not (yield from self.activate_wholly(new, "boot")):
+            yield from self.go_back("the boot loader could not be set up")
+        self.leave_to_others(new)
+        if self.boot.system != new:
+            yield from self.go_back("it runs the one before again")
+        yield from self.write_receipt("done.json", "done")
+        raise _Exit
+
+    def leave_to_others(self, new: str) -> None:
+        if self.boot.system not in (new, self.before):
+            self.fail("somebody has switched it meanwhile, which is left as it is")
 
     def set_profile(self, path: str) -> Process:
         yield self.machine.rng.uniform(0.01, 0.1)
@@ -105,7 +123,10 @@ class Guard:
         yield self.machine.rng.uniform(0.01, 0.1)
         out = system or self.boot.system or ""
         text = (
-            self.files[file].replace('"@SECONDS@"', str(int(self.now - self.started))).replace("@OUT@", out)
+            self.files[file]
+            .replace('"@SECONDS@"', str(int(self.now - self.started)))
+            .replace("@OUT@", out)
+            .replace("@WHY@", self.word("reason").replace('"', ""))
         )
         root = self.root
         root.files["history.jsonl"] = root.files.get("history.jsonl", "") + text
@@ -152,9 +173,17 @@ class Guard:
         self.files["reason"] = reason
         yield from self.end_activation()
         self.files.pop("confirm", None)
-        yield from self.set_profile(self.before_profile)
-        yield from self.activate_wholly(self.before, "switch")
-        yield from self.write_receipt("back.json", "rolled-back")
+        self.leave_to_others(self.word("new"))
+        if self.root.profile != self.before_profile:
+            yield from self.set_profile(self.before_profile)
+        yield from self.activate_wholly(self.before, "test")
+        is_set_back = True
+        if self.is_default_set:
+            is_set_back = yield from self.activate_wholly(self.before_profile, "boot")
+        if self.boot.system == self.before and self.root.profile == self.before_profile and is_set_back:
+            yield from self.write_receipt("back.json", "rolled-back")
+        else:
+            yield from self.write_receipt("stuck.json", "stuck")
         raise _Exit
 
     def fail(self, reason: str) -> None:
@@ -182,30 +211,35 @@ class Guard:
         if trouble:
             self.files["reason"] = trouble
             yield from self.set_profile(before_profile)
-            yield from self.activate_wholly(before_profile, "boot")
-            yield from self.write_receipt("back.json", "rolled-back")
+            if (yield from self.activate_wholly(before_profile, "boot")):
+                yield from self.write_receipt("back.json", "rolled-back")
+            else:
+                yield from self.write_receipt("stuck.json", "stuck")
+        elif root.profile != default:
+            self.fail("somebody has set another system to be booted meanwhile, which is left as it is")
         elif restart == "no":
             yield from self.write_receipt("done.json", "done")
         else:
-            root.files["before"] = before_profile
+            root.earlier = before_profile
             yield from self.write_receipt("armed.json", "armed")
         raise _Exit
 
     def keep(self, new: str) -> Process:
         yield from self.set_profile(new)
         if (yield from self.activate_wholly(new, "boot")):
+            self.root.earlier = None
             yield from self.write_receipt("done.json", "done")
-            self.root.files.pop("before", None)
             raise _Exit
         yield from self.restart_before("the boot loader could not be set up")
 
     def restart_before(self, reason: str) -> Process:
         self.files["reason"] = reason
-        before = self.root.files.get("before", "")
+        before = self.root.earlier or ""
         if before not in self.root.store:
             self.fail(f"{reason}; there is no system to go back to")
         yield from self.set_profile(before)
         yield from self.activate_wholly(before, "boot")
+        self.root.earlier = None
         yield from self.write_receipt("back.json", "rolled-back", before)
         yield 2.0
         self.machine.reboot()
@@ -216,7 +250,10 @@ class Guard:
             self.fail(f"it does not run {new}")
         last, timeout = self.now, float(self.word("timeout"))
         while True:
+            self.boot.waits_until = last + timeout
             if "confirm" in self.files:
+                if self.boot.system != new:
+                    self.fail("somebody has switched it meanwhile, which is left as it is")
                 yield from self.keep(new)
             if "abort" in self.files:
                 yield from self.restart_before(self.word("abort")[:300])

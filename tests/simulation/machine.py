@@ -78,12 +78,13 @@ def key_of(name: str) -> HostKey:
 @dataclass(slots=True)
 class Root:
     """An installed NixOS. `generations`: systems by number; `default`: what the boot loader boots;
-    `files`: what lies in /var/lib/nixa; `is_ephemeral`: these are lost by a boot."""
+    `earlier`: the profile nixa-before; `files`: what lies in /var/lib/nixa; `is_ephemeral`: these are lost by a boot."""
 
     profile: str
     generations: list[str]
     default: str
     once: str | None = None
+    earlier: str | None = None
     store: set[str] = field(default_factory=set)
     files: dict[str, str] = field(default_factory=dict)
     is_ephemeral: bool = False
@@ -92,7 +93,7 @@ class Root:
 
     @classmethod
     def installed(cls, path: str, *, is_ephemeral: bool = False, is_encrypted: bool = False) -> Root:
-        return cls(path, [path], path, None, {path}, {}, is_ephemeral, is_encrypted)
+        return cls(path, [path], path, store={path}, is_ephemeral=is_ephemeral, is_encrypted=is_encrypted)
 
     def set_profile(self, path: str) -> None:
         if self.generations[-1] != path or self.profile != path:
@@ -102,7 +103,8 @@ class Root:
 
 @dataclass(slots=True)
 class Boot:
-    """What a machine runs now, until it goes down. `run` is /run/nixa."""
+    """What a machine runs now, until it goes down. `folders` is /run/nixa; `fence`: the last lock's
+    token; `busy`: how many fenced steps are under way."""
 
     id: str
     kind: Kind
@@ -113,7 +115,11 @@ class Boot:
     is_healthy: bool = True
     lock: Session | None = None
     holder: str = ""
+    fence: int = 0
+    busy: int = 0
+    is_installing: bool = False
     guard: str | None = None
+    waits_until: float | None = None
     folders: dict[str, dict[str, str]] = field(default_factory=dict)
     store: set[str] = field(default_factory=set)
     mounted: Root | None = None

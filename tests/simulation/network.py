@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nixa_tasks.errors import CommandFailed, DeadlinePassed
+from nixa_tasks.host.ssh import Fence
 from nixa_tasks.process.run import Argv, Completed, Heartbeat, Output, Place, Stdin
 from tests.simulation import scripts, tools
 from tests.simulation.machine import Boot, Machine
@@ -247,9 +248,11 @@ class SimulatedProcesses:
             machine, boot = self.connect(options, user, target, until)
         except Refused as refused:
             return 255, "", str(refused)
-        script, args = scripts.parse(remote[0]) if remote else ("", ())
+        script, args, fence = scripts.parse(remote[0]) if remote else ("", (), None)
         data = stdin if isinstance(stdin, bytes) else b"".join(stdin) if stdin is not None else b""
-        return self.execute(machine, boot, script, args, data, until, is_shared=options.control is not None)
+        return self.execute(
+            machine, boot, script, args, data, until, is_shared=options.control is not None, fence=fence
+        )
 
     def execute(
         self,
@@ -261,6 +264,7 @@ class SimulatedProcesses:
         until: float,
         *,
         is_shared: bool,
+        fence: Fence | None = None,
     ) -> Answer:
         """Run the model of a script there and wait for its answer."""
         run = self._run
@@ -269,7 +273,10 @@ class SimulatedProcesses:
             raise Unmodelled(f"no model of the script {script[:200]!r}")
         session = Session(run, machine, boot, run.task.waker(), is_shared=is_shared)
         session.begin()
-        process = model(scripts.Context(machine, boot, session, run, stdin), *args)
+        host = scripts.Context(machine, boot, session, run, stdin)
+        process = model(host, *args)
+        if fence is not None:
+            process = scripts.fenced(host, fence, process)
         run.world.scheduler.after(
             run.world.rng.uniform(0.01, 0.1) * run.slowness(machine),
             lambda: run.world.scheduler.spawn(process, is_alive=machine.alive(boot), ended=session.finish),
@@ -343,6 +350,13 @@ class SimulatedProcesses:
             self._shims[text] = Options.parse(tuple(shlex.split(call)))
         return self._shims[text]
 
+    def fence(self, place: Place) -> Fence | None:
+        """The fence of that `ssh`, if it has one."""
+        assert place.env is not None
+        text = (Path(place.env["PATH"].partition(":")[0]) / "ssh").read_text()
+        call = next((line for line in text.splitlines() if line.startswith("nixa_fence ")), None)
+        return scripts.parse_fence(call.replace("'\"'\"'", "'")) if call else None
+
     # -- held commands -------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -373,7 +387,7 @@ class SimulatedProcesses:
             ) from None
         except TimeoutError:
             raise DeadlinePassed(f"{what}: timed out after {deadline:g} s", host=host) from None
-        script, args = scripts.parse(remote)
+        script, args, _ = scripts.parse(remote)
         model = scripts.MODELS.get(script)
         if model is None:
             raise Unmodelled(f"no model of the script {script[:200]!r}")

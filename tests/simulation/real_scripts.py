@@ -10,32 +10,36 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 
-from nixa_tasks.deploy import checks, guard, reboot, receipts, situation, switch
-from nixa_tasks.host import lock, probe
+from nixa_tasks.deploy import guard, install, receipts, rollback, switch
+from nixa_tasks.host.ssh import script as read
 from nixa_tasks.image.delivery import on_host, upload
 
+DEPLOY = "nixa_tasks.deploy"
 FINGERPRINTS = {
-    "probe": "507a73822abdbfe2",
-    "lock": "642135bb298fed13",
-    "write receipt": "4d1b3f189f4ec916",
+    "probe": "1dbd3afeb3422742",
+    "lock": "ed1a50bf3fe1eda0",
+    "write receipt": "ae6ed69b813a6bb2",
     "history": "50497ffcbb723cf3",
     "is a system": "8fc5f3ee7875435f",
-    "generations": "af18169a82340e5c",
+    "generations": "284dbd92888420c6",
     "live system": "2aac14e1aad6ef82",
-    "failed units": "d323b955e7e98e57",
-    "launch the guard": "2fa06a83bb2a9500",
+    "failed units": "1047f2f400c29799",
+    "launch the guard": "b5dfb819fc82be1b",
     "look at the guard": "a59cf5f24275f0ca",
     "signs of life": "796bb268147e9dae",
     "tell the guard": "e32f58ae2fc687f8",
     "the guard's logs": "f54cdbb46740b840",
     "the guard's receipt": "0cc55ff43cb4bd3a",
-    "reboot the installer": "de084682ed5121f7",
-    "restart": "4a7cafd41d914060",
+    "reboot the installer": "48297a7bcb57ba28",
+    "restart": "21610beef4e49362",
+    "look at the disks": "c5bc0674cb0f54e3",
+    "mark the installation": "3a02683a4e2b60d0",
     "the image's state": "270b90e1a6d07b56",
     "begin the image anew": "e0c0c251aaca9dcd",
     "append to the image": "498cdfefc17eff99",
     "kexec": "9b1f8b04d788737f",
-    "guard.sh": "818a5347249dceaf",
+    "fence.sh": "54e67472763fa1a5",
+    "guard.sh": "c57502b6a7e415a4",
     "boot_once.sh": "d844e4f24a4a4f27",
 }
 
@@ -43,22 +47,24 @@ FINGERPRINTS = {
 def of_commands() -> dict[str, str]:
     """The scripts that nixa runs over ssh, by name."""
     return {
-        "probe": probe.SCRIPT,
-        "lock": lock._SCRIPT,
-        "write receipt": receipts._WRITE,
+        "probe": read("probe"),
+        "lock": read("lock"),
+        "write receipt": read("receipt", DEPLOY),
         "history": receipts._HISTORY,
-        "is a system": situation._IS_SYSTEM,
-        "generations": situation._GENERATIONS,
+        "is a system": rollback._IS_SYSTEM,
+        "generations": read("generations", DEPLOY),
         "live system": switch._LIVE,
-        "failed units": checks._FAILED_UNITS,
-        "launch the guard": guard._LAUNCH,
+        "failed units": read("failed_units", DEPLOY),
+        "launch the guard": read("launch", DEPLOY),
         "look at the guard": guard._LOOK,
         "signs of life": guard._BEAT,
         "tell the guard": guard._SAY,
         "the guard's logs": guard._LOGS,
         "the guard's receipt": guard._RECEIPT,
-        "reboot the installer": reboot._REBOOT,
-        "restart": reboot._RESTART,
+        "reboot the installer": read("reboot_installer", DEPLOY),
+        "restart": read("reboot_system", DEPLOY),
+        "look at the disks": read("look_at_disks", DEPLOY),
+        "mark the installation": install._MARK,
         "the image's state": on_host._STATE,
         "begin the image anew": on_host._RESTART,
         "append to the image": upload._APPEND,
@@ -69,7 +75,12 @@ def of_commands() -> dict[str, str]:
 def scripts() -> dict[str, str]:
     """All scripts, by name."""
     folder = importlib.resources.files("nixa_tasks.deploy")
-    return of_commands() | {name: folder.joinpath(name).read_text() for name in ("guard.sh", "boot_once.sh")}
+    fence = {"fence.sh": read("fence")}
+    return (
+        of_commands()
+        | fence
+        | {name: folder.joinpath(name).read_text() for name in ("guard.sh", "boot_once.sh")}
+    )
 
 
 def fingerprint(script: str) -> str:

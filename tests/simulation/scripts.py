@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nixa_tasks.host import lock, probe
+from nixa_tasks.host.ssh import Fence
+from nixa_tasks.host.ssh import script as read
 from tests.simulation import guard_model, real_scripts
-from tests.simulation.machine import Boot, Kind, Machine
+from tests.simulation.machine import Boot, Content, Kind, Machine
 
 if TYPE_CHECKING:
     from tests.simulation.controller import Run
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 Model = Generator[float, None, tuple[int, str, str]]
 INSTALLER_SYSTEM = "/nix/store/" + "i" * 32 + "-nixos-system-installer"
+_SILENCE_SECONDS = 30
 HEALTH = "nixa-simulated-health"  # the command of the health check in the simulated hosts.toml
 
 
@@ -42,13 +45,14 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Context:
-    """What a script runs in."""
+    """What a script runs in. `fence`: the token of the lock that it began under, behind a fence."""
 
     machine: Machine
     boot: Boot
     session: Session
     run: Run
     stdin: bytes
+    fence: int | None = None
 
     @property
     def world(self) -> World:
@@ -75,8 +79,8 @@ def done(out: str = "") -> tuple[int, str, str]:
     return 0, out, ""
 
 
-def ask(host: Context) -> Model:
-    """probe.SCRIPT."""
+def ask(host: Context, *_words: str) -> Model:
+    """probe.sh."""
     yield host.rng.uniform(0.01, 0.2)
     boot, machine = host.boot, host.machine
     facts: list[tuple[str, object]] = [
@@ -99,7 +103,7 @@ def ask(host: Context) -> Model:
         case Kind.RESCUE:
             facts += [("os_id", "debian"), ("os_name", "Debian rescue")]
         case Kind.INITRD:
-            facts += [("os_id", "nixos"), ("os_name", "NixOS initrd")]
+            facts += [("os_id", "nixos"), ("os_name", "NixOS initrd"), ("initrd", "yes")]
         case Kind.INSTALLER:
             facts += [("os_id", "nixos"), ("os_name", "NixOS"), ("variant_id", "installer")]
             facts += [("etc_nixos", "yes"), ("system", INSTALLER_SYSTEM)]
@@ -107,7 +111,12 @@ def ask(host: Context) -> Model:
             facts += [("os_id", "nixos"), ("os_name", "NixOS"), ("etc_nixos", "yes")]
             facts += [("system", boot.system), ("booted", boot.booted), ("loader", machine.loader)]
             if machine.root is not None:
-                facts.append(("profile", machine.root.profile))
+                facts += [("profile", machine.root.profile), ("boots", machine.root.default)]
+                facts.append(("before", machine.root.earlier or ""))
+            if boot.waits_until is not None:
+                facts.append(("guard", int(boot.waits_until - host.world.now)))
+    if boot.is_installing:
+        facts.append(("installing", "yes"))
     receipt = host.files.get("receipt.json")
     if receipt is not None:
         facts.append(("receipt", base64.b64encode(receipt.encode()).decode()))
@@ -115,7 +124,7 @@ def ask(host: Context) -> Model:
 
 
 def hold_lock(host: Context, timeout: str, holder: str) -> Model:
-    """lock._SCRIPT."""
+    """lock.sh."""
     boot, session = host.boot, host.session
     until = host.world.now + int(timeout)
     if boot.lock is not None:
@@ -125,18 +134,19 @@ def hold_lock(host: Context, timeout: str, holder: str) -> Model:
                 return lock._HELD, "", ""
             yield 1.0
     boot.lock = session
-    if boot.guard is not None:
-        session.line("held by a switch that the host itself still watches")
+    if boot.guard is not None or boot.busy:
+        session.line("held by a step that the host itself still carries out")
         until = host.world.now + int(timeout)
-        while boot.guard is not None:
+        while boot.guard is not None or boot.busy:
             if host.world.now >= until or not session.is_fed:
                 release(host)
                 return lock._HELD, "", ""
             yield 1.0
     boot.holder = holder
-    session.line("locked")
+    boot.fence += 1
+    session.line(f"locked {boot.fence}")
     silent = 0.0
-    while session.is_fed and silent < lock._SILENCE_SECONDS:
+    while session.is_fed and silent < _SILENCE_SECONDS:
         yield 5.0
         silent = 0.0 if session.is_beating() else silent + 5.0
     if boot.lock is session:
@@ -150,11 +160,11 @@ def release(host: Context) -> None:
         host.boot.lock = None
 
 
-def write_receipt(host: Context, history: str) -> Model:
-    """receipts._WRITE."""
+def write_receipt(host: Context) -> Model:
+    """receipt.sh."""
     yield host.rng.uniform(0.01, 0.2)
     text = host.stdin.decode()
-    host.files["history.jsonl"] = host.files.get("history.jsonl", "") + (text if history else "")
+    host.files["history.jsonl"] = host.files.get("history.jsonl", "") + text
     host.files["receipt.json"] = text
     host.world.receipt_written(host.machine, json.loads(text))
     return done()
@@ -167,22 +177,20 @@ def read_history(host: Context) -> Model:
 
 
 def is_system(host: Context, path: str) -> Model:
-    """situation._IS_SYSTEM."""
+    """rollback._IS_SYSTEM."""
     yield 0.02
     root = host.machine.root
     return (0 if root is not None and path in root.store else 1), "", ""
 
 
 def generations(host: Context) -> Model:
-    """situation._GENERATIONS."""
+    """generations.sh."""
     yield 0.05
     root = host.machine.root
     if root is None or host.boot.kind is not Kind.NIXOS:
-        return 1, "", ""
-    for path in reversed(root.generations):
-        if path != host.boot.system:
-            return done(f"{path}\n")
-    return done()
+        return done()
+    lines = [f"{number} 0 {path}" for number, path in enumerate(root.generations, 1) if path]
+    return done("".join(f"{line}\n" for line in lines))
 
 
 def live(host: Context) -> Model:
@@ -192,7 +200,7 @@ def live(host: Context) -> Model:
 
 
 def failed_units(host: Context) -> Model:
-    """checks._FAILED_UNITS."""
+    """failed_units.sh."""
     yield 0.05
     return done("" if host.boot.is_healthy else "web.service\n")
 
@@ -204,7 +212,7 @@ def health(host: Context) -> Model:
 
 
 def launch(host: Context, name: str) -> Model:
-    """guard._LAUNCH."""
+    """launch.sh."""
     yield host.rng.uniform(0.01, 0.2)
     folder = f"switch-{name}"
     if folder in host.boot.folders:
@@ -273,10 +281,11 @@ def receipt(host: Context) -> Model:
 
 
 def restart(host: Context) -> Model:
-    """reboot._REBOOT and reboot._RESTART."""
+    """reboot_installer.sh and reboot_system.sh."""
     yield 0.05
     machine, boot = host.machine, host.boot
     host.world.destructive(host, "reboot")
+    boot.busy += 1  # what goes down in a moment holds on to the lock
 
     def go() -> None:
         if machine.boot is boot:
@@ -317,6 +326,7 @@ def kexec(host: Context, folder: str, *_more: str) -> Model:
         return 90, "", "FAILED"
     host.world.destructive(host, "kexec")
     machine, boot = host.machine, host.boot
+    boot.busy += 1
 
     def jump() -> None:
         if machine.boot is boot:
@@ -324,6 +334,43 @@ def kexec(host: Context, folder: str, *_more: str) -> Model:
 
     host.world.scheduler.after(6.0, jump)
     return done("machine will boot into nixos in 6s...\n")
+
+
+def look_at_disks(host: Context) -> Model:
+    """look_at_disks.sh."""
+    yield host.rng.uniform(0.1, 2)
+    machine, lines = host.machine, ["disk\t/dev/vda\t1000000\t"]
+    if machine.content is Content.LINUX:
+        lines.append("holds\t/dev/vda\tDebian on /dev/vda1")
+    elif machine.content is Content.NIXOS and machine.root is not None:
+        lines.append("nixos\t/dev/vda1")
+    return done("".join(f"{line}\n" for line in lines))
+
+
+def mark(host: Context) -> Model:
+    """install._MARK."""
+    yield 0.02
+    host.boot.is_installing = True
+    return done()
+
+
+def fenced(host: Context, fence: Fence, process: Model) -> Model:
+    """fence.sh, and the script behind it."""
+    yield 0.0
+    boot = host.boot
+    live = INSTALLER_SYSTEM if boot.kind is Kind.INSTALLER else boot.system
+    if boot.id != fence.boot_id:
+        return 121, "", ""
+    if fence.token and (boot.lock is None or boot.fence != int(fence.token) or boot.guard is not None):
+        return 122, "", ""
+    if (live or "") != (fence.system or ""):
+        return 123, "", ""
+    host.fence = boot.fence
+    boot.busy += 1
+    try:
+        return (yield from process)
+    finally:
+        boot.busy -= 1
 
 
 BY_NAME: dict[str, Callable[..., Model]] = {
@@ -343,6 +390,8 @@ BY_NAME: dict[str, Callable[..., Model]] = {
     "the guard's receipt": receipt,
     "reboot the installer": restart,
     "restart": restart,
+    "look at the disks": look_at_disks,
+    "mark the installation": mark,
     "the image's state": image_state,
     "begin the image anew": image_restart,
     "append to the image": append,
@@ -355,12 +404,34 @@ _QUOTED: dict[str, str] = {}
 _words = functools.lru_cache(4096)(lambda text: tuple(shlex.split(text)))
 
 
-def parse(remote: str) -> tuple[str, tuple[str, ...]]:
-    """The script and its arguments, out of the command line for the shell at the other end."""
+_FENCE = shlex.quote(read("fence"))[:-1]
+
+
+def parse(remote: str) -> tuple[str, tuple[str, ...], Fence | None]:
+    """The script, its arguments and its fence, out of the command line for the shell at the other end."""
     if not _QUOTED:
-        _QUOTED.update({f"sh -c {shlex.quote(script)} nixa": script for script in MODELS})
+        _QUOTED.update({_quote(script): script for script in MODELS})
+    fence, start = None, "sh -c "
+    if remote.startswith(f"{start}{_FENCE}"):
+        call, _, rest = remote[len(start) + len(_FENCE) :].partition("\n")
+        fence = parse_fence(call.replace("'\"'\"'", "'"))
+        remote = f"{start}'{rest}"
     for quoted, script in _QUOTED.items():
-        if remote.startswith(quoted):
-            return script, _words(remote[len(quoted) :])
-    start = re.sub(r"\s+", " ", remote)[:300]
-    raise Unmodelled(f"no model of {start}")
+        if remote.startswith(f"{start}{quoted} nixa"):
+            return script, _words(remote[len(start) + len(quoted) + 5 :]), fence
+        if remote == f"{start}{shlex.quote(script)} nixa" or remote.startswith(
+            f"{start}{shlex.quote(script)} nixa "
+        ):
+            return script, _words(remote[len(start) + len(shlex.quote(script)) + 5 :]), fence
+    shown = re.sub(r"\s+", " ", remote)[:300]
+    raise Unmodelled(f"no model of {shown}")
+
+
+def _quote(script: str) -> str:
+    return "'" + script.replace("'", "'\"'\"'") + "'"
+
+
+def parse_fence(call: str) -> Fence:
+    """From `nixa_fence BOOT_ID TOKEN SYSTEM`."""
+    _, boot_id, token, system = shlex.split(call)
+    return Fence(boot_id, token, system or None)

@@ -51,7 +51,10 @@ def nixos_anywhere(processes: SimulatedProcesses, argv: Argv, place: Place, dead
         for phase in phases:
             machine, boot = processes.connect(processes.shim(place), user, target, until)
             script, path = {"disko": (DISKO, disko), "install": (INSTALL, system)}[phase]
-            status, _, err = processes.execute(machine, boot, script, (path,), b"", until, is_shared=False)
+            fence = processes.fence(place)
+            status, _, err = processes.execute(
+                machine, boot, script, (path,), b"", until, is_shared=False, fence=fence
+            )
             if status:
                 return (1 if status != 255 else 255), "", err or "### connection lost ###"
     except Refused as refused:

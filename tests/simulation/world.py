@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nixa_tasks.deploy.decide import Action, Asked
+from nixa_tasks.deploy.decide import Action, Asked, State
 from nixa_tasks.deploy.switch import RolledBack
 from nixa_tasks.manifest.model import InstallPolicy
 from nixa_tasks.state.receipt import Outcome
@@ -108,10 +108,13 @@ class World:
                    for when, where, who in self._changes)  # fmt: skip
 
     def destructive(self, host: Context, what: str) -> None:
-        """A step that changes the machine begins: its run must hold the machine's lock."""
+        """A step that changes the machine begins: its run must hold the machine's lock, or have held it
+        when the step's fence let it through, and nobody else been let in since."""
         run, machine = host.run, host.machine
         self.changed(machine, run)
         holder = host.boot.lock
+        if host.fence is not None and host.fence == host.boot.fence:
+            return
         if holder is None or holder.run is not run:
             whose = f"{holder.run.name} holds it" if holder else "nobody holds it"
             self.violate("lock", f"{run.name} begins {what} on {machine.name} without its lock: {whose}")
@@ -167,7 +170,8 @@ class World:
         out, outcome = receipt["out"], receipt["outcome"]
         is_going_back = outcome == Outcome.ROLLED_BACK and out == profile == default
         machine.say(f"has the receipt {outcome}: {self._name(out)}")
-        if out != live and not is_going_back:
+        ran_just_now = machine.ran(out, self.now - 1.0)  # a person may switch it between a look and a word
+        if out != live and not is_going_back and not ran_just_now:
             self.violate(
                 "receipt",
                 f"the receipt on {machine.name} says {outcome}: {self._name(out)}, it runs {self._name(live)}",
@@ -214,7 +218,9 @@ class World:
             self.violate("exit status", f"{run.name} says {done.action}; {machine.name} does not run NixOS")
             return
         receipt = done.receipt
-        if done.action is Action.PENDING or receipt.is_pending:
+        if receipt is None or done.action is Action.HOLD:
+            return
+        if done.judgement.state is State.PENDING or receipt.is_pending:
             if default != receipt.wanted:
                 self.violate(
                     "exit status", f"{run.name} says pending; {machine.name} boots {self._name(default)}"

@@ -16,7 +16,7 @@ from nixa_tasks.deploy import reboot as boot
 from nixa_tasks.errors import DeadlinePassed
 from nixa_tasks.host import probe, reach
 from nixa_tasks.host.host_key import Expectation, Trust
-from nixa_tasks.host.ssh import Ssh, Unreachable
+from nixa_tasks.host.ssh import Kind, Ssh, Unreachable
 from nixa_tasks.lab import Lab, network
 from nixa_tasks.lab.machine import Machine
 from nixa_tasks.manifest.model import Host
@@ -133,7 +133,7 @@ def test_a_machine_that_never_comes_back_is_told_with_what_to_try(one: Fleet) ->
     set_key(one, "install_timeout = 5")
     web1(one).fault("kexec-hangs")
     said = one.doit("-a", "deploy:web1", status=1)
-    assert "the installer: not there after 5 s; last seen: no ssh banner" in said
+    assert "the installer: timed out after 5 s; last seen: no ssh banner" in said
     assert all(text in said for text in ("console", "kexec_extra_flags", "memory", "post_kexec_target"))
     assert web1(one).wipes() == 0
 
@@ -185,15 +185,15 @@ def test_a_machine_that_lost_the_connection_and_stays_up_is_told_of(
     monkeypatch.setattr(boot, "_STAYS_SECONDS", 0.5)
     machine = web1(one)
     host = Host("web1", machine.address, identity=one.lab.identity)
-    lost = Unreachable("lost", "the connection was lost", host="web1")
+    lost = Unreachable(Kind.LOST, "the connection was lost", host="web1")
     with private.folder(private.temporary(), LOCAL) as folder:
         ssh = reach.prepare(Ssh.to(host, folder, LOCAL, LOCAL.clock), Expectation(Trust.ANY))
         before = probe.ask(ssh).boot_id
         with pytest.raises(Unreachable) as caught:
-            boot.await_boot(ssh, before=before, deadline=60, what="the installer", hint="", lost=lost)
+            boot.await_boot(ssh, boot.Awaited(before, 60, "the installer", "", lost))
         assert caught.value is lost
         with pytest.raises(DeadlinePassed, match="the one before"):
-            boot.await_boot(ssh, before=before, deadline=3, what="the installer", hint="")
+            boot.await_boot(ssh, boot.Awaited(before, 3, "the installer", ""))
 
 
 class Door(socketserver.ThreadingTCPServer):

@@ -1,187 +1,343 @@
-"""The decision table: every situation is gone through, and what it may lead to is stated once."""
+"""The one function of a host's state: every situation is gone through, and what it may lead to is
+stated once."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from nixa_tasks.deploy.decide import Action, Asked, Situation, decide, wipes_only_if
-from nixa_tasks.host.probe import Os
-from nixa_tasks.manifest.model import InstallPolicy, Mode, OnDrift
+from nixa_tasks.deploy.decide import (
+    Action,
+    Asked,
+    Reason,
+    Situation,
+    State,
+    boots_another,
+    is_recorded,
+    judge,
+    may_wipe,
+)
+from nixa_tasks.deploy.disks import Disk, Disks
+from nixa_tasks.host.probe import Facts, Os
+from nixa_tasks.manifest.model import Host, InstallPolicy, Mode, OnDrift
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 
-WANTED, OLD, STRANGE = "/nix/store/wanted", "/nix/store/old", "/nix/store/strange"
+WANTED, OLD, STRANGE = (f"/nix/store/{letter * 32}-nixos-system-web1" for letter in "abc")
+KEY, OTHER_KEY = "ssh-ed25519 AAAA", "ssh-ed25519 BBBB"
 
 
-def receipt(out: str, wanted: str | None = None, outcome: Outcome = Outcome.DONE) -> Receipt:
-    return Receipt("h", "k", out, wanted or out, None, How.SWITCH, None, None, "t", 1.0, "me", outcome)
+def receipt(
+    out: str | None,
+    wanted: str | None = None,
+    outcome: Outcome = Outcome.DONE,
+    mode: How = How.SWITCH,
+    left: str | None = None,
+) -> Receipt:
+    return Receipt(
+        "h", KEY, out, wanted or out or WANTED, None, mode, None, None, "2026-01-01T00:00:00Z", 1.0, "me@here",
+        outcome, left,
+    )  # fmt: skip
 
 
 PENDING = receipt(OLD, WANTED)  # set up for the next boot
 ELSEWHERE = receipt(WANTED, STRANGE)  # the same, and the flake went back to what runs
 UNCONFIRMED = receipt(OLD, WANTED, Outcome.FAILED)  # booted, or about to be
-TAKEN_BACK = receipt(OLD, WANTED, Outcome.ROLLED_BACK)
-
-
-AFTER = tuple(
-    (profile, mode, reboot)
-    for profile in (WANTED, OLD, STRANGE)
+BY_ITSELF = receipt(OLD, WANTED, Outcome.ROLLED_BACK)
+BY_PERSON = receipt(OLD, mode=How.ROLLBACK, left=WANTED)
+INSTALL_BEGUN = receipt(None, WANTED, Outcome.FAILED, How.INSTALL)
+RECEIPTS = (None, receipt(OLD), receipt(WANTED), receipt(STRANGE), PENDING, ELSEWHERE, UNCONFIRMED, BY_ITSELF,
+            BY_PERSON)  # fmt: skip
+NIXOS_ON_DISK = Disks((Disk("/dev/sda"),), nixos=("/dev/sda1",))
+DEBIAN_ON_DISK = Disks((Disk("/dev/sda", contents=("Debian on /dev/sda1",)),))
+HOSTS = tuple(
+    Host("web1", "h", install=install, on_drift=drift, mode=mode, reboot=reboot)
+    for install in InstallPolicy
+    for drift in OnDrift
     for mode, reboot in ((Mode.SWITCH, False), (Mode.BOOT, False), (Mode.BOOT, True))
 )
 
 
-def situations() -> Iterator[Situation]:
-    for asked, wanted, os, live, key, theirs, ours, install, drift, after in itertools.product(
-        Asked,
-        (WANTED, None),
-        Os,
-        (WANTED, OLD, None),
-        (True, False),
-        (None, receipt(OLD), receipt(STRANGE), PENDING, ELSEWHERE, UNCONFIRMED, TAKEN_BACK),
-        (None, receipt(OLD)),
-        InstallPolicy,
-        OnDrift,
-        AFTER,
-    ):
-        if wanted is not None or asked is Asked.ROLLBACK:
-            yield Situation(asked, wanted, os, live, key, theirs, ours, install, drift, *after)
-
-
-ALL = tuple(situations())
-
-
-def test_every_situation_gives_a_decision_with_a_reason() -> None:
-    assert len(ALL) > 50_000
-    for now in ALL:
-        decision = decide(now)
-        assert decision.action in Action
-        assert decision.reason
-
-
-def test_a_disk_is_wiped_only_where_the_promise_allows_it() -> None:
-    installs = [now for now in ALL if decide(now).action is Action.INSTALL]
-    assert installs
-    assert all(wipes_only_if(now) for now in installs)
-
-
-def test_a_running_nixos_is_never_wiped_without_a_word() -> None:
-    for now in ALL:
-        if now.os is Os.NIXOS and now.asked is Asked.DEPLOY and now.install is not InstallPolicy.ALWAYS:
-            assert decide(now).action is not Action.INSTALL
-
-
-def test_nothing_but_refusal_follows_a_wrong_host_key() -> None:
-    assert {decide(now).action for now in ALL if not now.is_expected_key} == {Action.REFUSE}
-
-
-def test_what_runs_already_is_left_alone_once_it_is_settled() -> None:
-    """Settled: it is what boots next, as far as nixa set that, and a boot of it was confirmed."""
-    for now in ALL:
-        if (
-            now.is_expected_key
-            and now.os is Os.NIXOS
-            and now.live == now.wanted
-            and now.asked is Asked.DEPLOY
+def facts() -> Iterator[Facts]:
+    for os, there in itertools.product((Os.INITRD, Os.OTHER, Os.INSTALLER), (None, receipt(WANTED))):
+        for is_installing in (False, True) if os is Os.INSTALLER else (False,):
+            yield Facts(os, receipt=there.to_json() if there else None, is_installing=is_installing)
+    for live, profile, there in itertools.product((WANTED, OLD), (WANTED, OLD, None), RECEIPTS):
+        for boots, before, guard in (
+            (None, None, None),
+            (OLD, None, None),
+            (None, OLD, None),
+            (None, None, 9),
         ):
-            is_settled = not now.boots_elsewhere and now.receipt is not UNCONFIRMED
-            assert (decide(now).action is Action.CURRENT) is is_settled
+            yield Facts(
+                Os.NIXOS, system=live, profile=profile, boots=boots, before=before, guard=guard,
+                receipt=there.to_json() if there else None,
+            )  # fmt: skip
 
 
-def test_the_mode_alone_says_how_a_change_takes_effect() -> None:
-    for now in ALL:
-        action = decide(now).action
-        assert action is not (Action.SWITCH if now.mode is Mode.BOOT else Action.BOOT)
+def situations() -> Iterator[Situation]:
+    for host, said, asked, again in itertools.product(HOSTS, (None, *facts()), Asked, (False, True)):
+        for here in (None, receipt(WANTED, outcome=Outcome.FAILED), BY_PERSON):
+            yield Situation(host, WANTED, here, said, KEY, asked=asked, again=again)
+        yield Situation(host, None, None, said, KEY, asked=asked, again=again)
+    for host, said, disks, key in itertools.product(
+        HOSTS,
+        (one for one in facts() if one.os is not Os.NIXOS),
+        (None, DEBIAN_ON_DISK, NIXOS_ON_DISK),
+        (KEY, OTHER_KEY),
+    ):
+        for here in (None, receipt(OLD), INSTALL_BEGUN):
+            for asked in (Asked.DEPLOY, Asked.REINSTALL):
+                yield Situation(host, WANTED, here, said, key, disks, asked)
 
 
-def test_a_host_waits_for_a_restart_only_with_the_wanted_system_set_up() -> None:
-    waiting = [now for now in ALL if decide(now).action is Action.PENDING]
-    assert waiting
-    for now in waiting:
-        assert now.receipt is PENDING
-        assert (now.live, now.profile, now.mode, now.reboot) == (OLD, now.wanted, Mode.BOOT, False)
+@pytest.fixture(scope="module")
+def judged() -> list[tuple[Situation, Any]]:
+    return [(now, judge(now)) for now in situations()]
 
 
-def test_a_restart_into_what_was_set_up_is_no_drift() -> None:
-    for now in ALL:
-        if now.receipt in (PENDING, UNCONFIRMED) and now.live == WANTED:
-            moved_on = dataclasses.replace(now, wanted=STRANGE)
-            assert "other means" not in decide(moved_on).reason
+def test_every_situation_has_a_state_an_action_and_a_reason(judged: list[tuple[Situation, Any]]) -> None:
+    assert len(judged) > 50_000
+    seen = {(one.state, one.action) for _, one in judged}
+    assert {state for state, _ in seen} | {State.UNREACHABLE} == set(State)
+    assert {action for _, action in seen} == set(Action)
+    assert all(one.text for _, one in judged)
 
 
-def test_local_memory_never_changes_a_decision() -> None:
-    """Truth lies on the host: a controller without local state decides as one with it."""
-    seen: dict[Situation, Action] = {}
-    for now in ALL:
-        bare = dataclasses.replace(now, local=None)
-        assert seen.setdefault(bare, decide(now).action) is decide(now).action
+def test_a_disk_is_wiped_only_where_the_promise_allows_it(judged: list[tuple[Situation, Any]]) -> None:
+    installs = [now for now, one in judged if one.action is Action.INSTALL]
+    assert installs
+    assert all(may_wipe(now) for now in installs)
+
+
+def test_no_sign_of_a_nixos_is_wiped_without_a_word(judged: list[tuple[Situation, Any]]) -> None:
+    for now, one in judged:
+        if now.asked is not Asked.DEPLOY or now.is_throwaway or now.facts is None:
+            continue
+        if now.facts.os is Os.NIXOS or now.facts.os is Os.INITRD:
+            assert one.action is not Action.INSTALL
+        elif not now.facts.is_installing and now.disks is NIXOS_ON_DISK:
+            assert one.action is Action.REFUSE
+
+
+def test_a_host_in_its_initrd_is_waited_for_whatever_is_asked(judged: list[tuple[Situation, Any]]) -> None:
+    waiting = [
+        one for now, one in judged if now.facts is not None and now.facts.os is Os.INITRD and now.wanted
+    ]
+    assert {(one.state, one.action) for one in waiting} == {(State.WAITING, Action.WAIT)}
+
+
+def test_nothing_is_current_that_does_not_run_and_boot_what_is_wanted(
+    judged: list[tuple[Situation, Any]],
+) -> None:
+    for now, one in judged:
+        if one.state is State.CURRENT and now.facts is not None:
+            assert now.facts.system == now.wanted
+            assert not boots_another(now.facts)
+            assert now.facts.before is None or now.asked is Asked.ROLLBACK
+            assert now.facts.guard is None or now.asked is Asked.ROLLBACK
+
+
+def test_the_mode_alone_says_how_a_change_takes_effect(judged: list[tuple[Situation, Any]]) -> None:
+    for now, one in judged:
+        assert one.action is not (Action.SWITCH if now.host.mode is Mode.BOOT else Action.BOOT)
+
+
+def test_a_restart_into_what_was_set_up_is_no_drift(judged: list[tuple[Situation, Any]]) -> None:
+    for now, one in judged:
+        if now.there in (PENDING, UNCONFIRMED) and now.facts and now.facts.system == WANTED:
+            moved_on = judge(replace(now, wanted=STRANGE))
+            assert moved_on.state is not State.DRIFTED or now.asked is not Asked.DEPLOY
+            assert one.state is not State.DRIFTED or now.asked is not Asked.DEPLOY
+
+
+def test_a_held_output_is_left_alone_until_it_is_asked_for_again(
+    judged: list[tuple[Situation, Any]],
+) -> None:
+    held = [now for now, one in judged if one.action is Action.HOLD]
+    assert held
+    for now in held:
+        assert judge(replace(now, again=True)).action is not Action.HOLD
+        assert judge(replace(now, wanted=STRANGE)).action is not Action.HOLD
+
+
+HERE = Situation(Host("web1", "h"), WANTED, None, Facts(Os.NIXOS, system=OLD, profile=OLD), KEY)
+
+
+def on_nixos(there: Receipt | None, live: str = OLD, profile: str | None = None, **more: Any) -> Facts:
+    said = there.to_json() if there else None
+    return Facts(Os.NIXOS, system=live, profile=profile or live, receipt=said, **more)
 
 
 @pytest.mark.parametrize(
-    ("changes", "action", "says"),
+    ("host", "said", "more", "expected"),
     [
-        ({"os": Os.OTHER, "live": None}, Action.INSTALL, "does not run NixOS"),
-        ({"os": Os.INSTALLER, "live": None}, Action.INSTALL, "installer"),
-        ({"os": Os.OTHER, "live": None, "install": InstallPolicy.NEVER}, Action.REFUSE, "never"),
-        ({}, Action.SWITCH, "new output"),
-        ({"receipt": None}, Action.SWITCH, "not deployed by nixa"),
-        ({"receipt": receipt(STRANGE)}, Action.REFUSE, "other means"),
-        ({"receipt": receipt(STRANGE), "on_drift": OnDrift.DEPLOY}, Action.SWITCH, "other means"),
-        ({"install": InstallPolicy.ALWAYS}, Action.INSTALL, "always"),
-        ({"install": InstallPolicy.ALWAYS, "live": WANTED}, Action.CURRENT, "runs what"),
-        ({"mode": Mode.BOOT}, Action.BOOT, "new output"),
-        ({"mode": Mode.BOOT, "receipt": PENDING, "profile": WANTED}, Action.PENDING, "next restart"),
-        ({"mode": Mode.BOOT, "receipt": PENDING}, Action.BOOT, "new output"),
+        ({}, on_nixos(receipt(OLD)), {}, (State.STALE, Action.SWITCH, Reason.NEW_OUTPUT)),
+        ({"mode": Mode.BOOT}, on_nixos(receipt(OLD)), {}, (State.STALE, Action.BOOT, Reason.NEW_OUTPUT)),
+        ({}, on_nixos(None), {}, (State.NEW, Action.SWITCH, Reason.NOT_BY_NIXA)),
+        ({}, on_nixos(receipt(STRANGE)), {}, (State.DRIFTED, Action.REFUSE, Reason.DRIFT)),
         (
-            {"mode": Mode.BOOT, "reboot": True, "receipt": PENDING, "profile": WANTED},
-            Action.BOOT,
-            "new output",
+            {"on_drift": OnDrift.DEPLOY},
+            on_nixos(receipt(STRANGE)),
+            {},
+            (State.DRIFTED, Action.SWITCH, Reason.DRIFT_OVERRIDDEN),
         ),
-        ({"receipt": PENDING, "profile": WANTED}, Action.SWITCH, "new output"),
-        ({"receipt": PENDING, "profile": WANTED, "live": WANTED}, Action.CURRENT, "runs what"),
         (
-            {"receipt": PENDING, "profile": WANTED, "wanted": STRANGE, "live": WANTED},
-            Action.SWITCH,
-            "new output",
+            {"install": InstallPolicy.ALWAYS},
+            on_nixos(receipt(OLD)),
+            {},
+            (State.STALE, Action.INSTALL, Reason.INSTALL_ALWAYS),
         ),
-        ({"receipt": ELSEWHERE, "profile": STRANGE, "live": WANTED}, Action.SWITCH, "another system"),
+        ({}, on_nixos(receipt(WANTED), WANTED), {}, (State.CURRENT, Action.CURRENT, Reason.RUNS_WANTED)),
+        ({}, on_nixos(None, WANTED), {}, (State.CURRENT, Action.VERIFY, Reason.RUNS_UNRECORDED)),
         (
-            {"mode": Mode.BOOT, "receipt": ELSEWHERE, "profile": STRANGE, "live": WANTED},
-            Action.BOOT,
-            "another",
+            {},
+            on_nixos(None, WANTED),
+            {"here": receipt(None, WANTED, Outcome.FAILED, How.INSTALL)},
+            (State.FAILED, Action.VERIFY, Reason.FAILED_LAST_TIME),
         ),
-        ({"mode": Mode.BOOT, "receipt": UNCONFIRMED, "live": WANTED}, Action.BOOT, "nobody has confirmed"),
-        ({"mode": Mode.BOOT, "receipt": UNCONFIRMED}, Action.BOOT, "new output"),
-        ({"receipt": TAKEN_BACK}, Action.SWITCH, "new output"),
-        ({"receipt": TAKEN_BACK, "live": STRANGE}, Action.REFUSE, "other means"),
         (
-            {"asked": Asked.ROLLBACK, "receipt": ELSEWHERE, "profile": STRANGE, "live": WANTED},
-            Action.SWITCH,
-            "keeps",
+            {},
+            on_nixos(receipt(WANTED), WANTED, OLD),
+            {},
+            (State.STALE, Action.SWITCH, Reason.BOOTS_ANOTHER),
         ),
-        ({"asked": Asked.ROLLBACK, "mode": Mode.BOOT, "wanted": STRANGE}, Action.BOOT, "before"),
-        ({"asked": Asked.REINSTALL, "live": WANTED}, Action.INSTALL, "as asked"),
-        ({"asked": Asked.REINSTALL, "install": InstallPolicy.NEVER}, Action.REFUSE, "never"),
-        ({"asked": Asked.ROLLBACK, "wanted": STRANGE}, Action.SWITCH, "before"),
-        ({"asked": Asked.ROLLBACK, "wanted": None}, Action.REFUSE, "no system from before"),
-        ({"asked": Asked.ROLLBACK, "os": Os.OTHER}, Action.REFUSE, "nothing to go back to"),
+        (
+            {},
+            on_nixos(receipt(WANTED), WANTED, boots=OLD),
+            {},
+            (State.STALE, Action.SWITCH, Reason.BOOTS_ANOTHER),
+        ),
+        (
+            {"mode": Mode.BOOT},
+            on_nixos(ELSEWHERE, WANTED, STRANGE),
+            {},
+            (State.STALE, Action.BOOT, Reason.BOOTS_ANOTHER),
+        ),
+        (
+            {"mode": Mode.BOOT},
+            on_nixos(PENDING, OLD, WANTED),
+            {},
+            (State.PENDING, Action.CURRENT, Reason.WAITS_FOR_RESTART),
+        ),
+        (
+            {"mode": Mode.BOOT, "reboot": True},
+            on_nixos(PENDING, OLD, WANTED),
+            {},
+            (State.PENDING, Action.BOOT, Reason.NEW_OUTPUT),
+        ),
+        ({}, on_nixos(PENDING, OLD, WANTED), {}, (State.PENDING, Action.SWITCH, Reason.NEW_OUTPUT)),
+        (
+            {"mode": Mode.BOOT},
+            on_nixos(UNCONFIRMED, WANTED, OLD),
+            {},
+            (State.UNCONFIRMED, Action.BOOT, Reason.NOT_CONFIRMED),
+        ),
+        (
+            {"mode": Mode.BOOT},
+            on_nixos(None, WANTED, OLD, before=OLD),
+            {},
+            (State.UNCONFIRMED, Action.BOOT, Reason.NOT_CONFIRMED),
+        ),
+        (
+            {},
+            on_nixos(receipt(OLD), WANTED, OLD, guard=17),
+            {},
+            (State.UNCONFIRMED, Action.WAIT, Reason.SWITCH_UNDER_WAY),
+        ),
+        ({}, on_nixos(BY_ITSELF), {}, (State.HELD, Action.HOLD, Reason.ROLLED_BACK_BY_ITSELF)),
+        ({}, on_nixos(BY_ITSELF), {"again": True}, (State.STALE, Action.SWITCH, Reason.NEW_OUTPUT)),
+        ({}, on_nixos(BY_ITSELF, STRANGE), {}, (State.DRIFTED, Action.REFUSE, Reason.DRIFT)),
+        ({}, on_nixos(BY_PERSON), {}, (State.HELD, Action.HOLD, Reason.ROLLED_BACK_BY_PERSON)),
+        ({}, on_nixos(BY_PERSON), {"wanted": STRANGE}, (State.STALE, Action.SWITCH, Reason.NEW_OUTPUT)),
+        ({}, Facts(Os.OTHER), {}, (State.NEW, Action.INSTALL, Reason.NOT_NIXOS)),
+        ({}, Facts(Os.INSTALLER), {}, (State.NEW, Action.INSTALL, Reason.IN_INSTALLER)),
+        (
+            {},
+            Facts(Os.INSTALLER, is_installing=True),
+            {"here": receipt(OLD)},
+            (State.FAILED, Action.INSTALL, Reason.INSTALL_UNFINISHED),
+        ),
+        (
+            {"install": InstallPolicy.NEVER},
+            Facts(Os.OTHER),
+            {},
+            (State.REFUSED, Action.REFUSE, Reason.INSTALL_NEVER),
+        ),
+        ({}, Facts(Os.OTHER), {"here": receipt(OLD)}, (State.REFUSED, Action.REFUSE, Reason.RAN_NIXOS)),
+        (
+            {},
+            Facts(Os.OTHER),
+            {"here": receipt(OLD), "key": OTHER_KEY},
+            (State.NEW, Action.INSTALL, Reason.NOT_NIXOS),
+        ),
+        ({}, Facts(Os.OTHER), {"here": INSTALL_BEGUN}, (State.NEW, Action.INSTALL, Reason.NOT_NIXOS)),
+        ({}, Facts(Os.OTHER), {"disks": NIXOS_ON_DISK}, (State.REFUSED, Action.REFUSE, Reason.NIXOS_ON_DISK)),
+        ({}, Facts(Os.OTHER), {"disks": DEBIAN_ON_DISK}, (State.NEW, Action.INSTALL, Reason.NOT_NIXOS)),
+        (
+            {"install": InstallPolicy.ALWAYS},
+            Facts(Os.OTHER),
+            {"here": receipt(OLD), "disks": NIXOS_ON_DISK},
+            (State.NEW, Action.INSTALL, Reason.NOT_NIXOS),
+        ),
+        ({}, Facts(Os.INITRD), {}, (State.WAITING, Action.WAIT, Reason.IN_INITRD)),
+        ({}, Facts(Os.OTHER), {"asked": Asked.REINSTALL, "here": receipt(OLD)},
+         (State.STALE, Action.INSTALL, Reason.REINSTALL_ASKED)),
+        ({}, on_nixos(receipt(OLD)), {"asked": Asked.ROLLBACK, "wanted": STRANGE},
+         (State.STALE, Action.SWITCH, Reason.ROLLBACK_ASKED)),
+        ({}, on_nixos(receipt(OLD)), {"asked": Asked.ROLLBACK, "wanted": OLD},
+         (State.CURRENT, Action.CURRENT, Reason.ROLLED_BACK_ALREADY)),
+        ({}, on_nixos(ELSEWHERE, WANTED, STRANGE), {"asked": Asked.ROLLBACK},
+         (State.PENDING, Action.SWITCH, Reason.KEEPS_LIVE)),
+        ({}, on_nixos(receipt(OLD)), {"asked": Asked.ROLLBACK, "wanted": None},
+         (State.REFUSED, Action.REFUSE, Reason.NOTHING_BEFORE)),
+        ({}, Facts(Os.OTHER), {"asked": Asked.ROLLBACK},
+         (State.REFUSED, Action.REFUSE, Reason.NO_NIXOS_TO_ROLL_BACK)),
+        ({}, on_nixos(receipt(OLD)), {"asked": Asked.ROLLBACK, "wanted": STRANGE, "since": WANTED},
+         (State.DRIFTED, Action.REFUSE, Reason.MOVED_ON)),
+        ({}, None, {}, (State.NEW, Action.ASK, Reason.NEVER_DEPLOYED)),
+        ({}, None, {"is_unreachable": True}, (State.UNREACHABLE, Action.WAIT, Reason.UNREACHABLE)),
+        ({}, None, {"wanted": None}, (State.UNKNOWN, Action.REFUSE, Reason.NOT_EVALUATED)),
+        ({}, None, {"here": receipt(WANTED)}, (State.CURRENT, Action.CURRENT, Reason.RUNS_WANTED)),
+        ({}, None, {"here": receipt(OLD)}, (State.STALE, Action.ASK, Reason.NEW_OUTPUT)),
+        ({}, None, {"here": UNCONFIRMED}, (State.UNCONFIRMED, Action.ASK, Reason.FAILED_LAST_TIME)),
+        ({}, None, {"here": INSTALL_BEGUN}, (State.FAILED, Action.ASK, Reason.FAILED_LAST_TIME)),
+        ({}, None, {"here": BY_PERSON}, (State.HELD, Action.HOLD, Reason.ROLLED_BACK_BY_PERSON)),
+        ({}, None, {"here": PENDING}, (State.PENDING, Action.ASK, Reason.WAITS_FOR_RESTART)),
+        ({"mode": Mode.BOOT}, None, {"here": PENDING},
+         (State.PENDING, Action.CURRENT, Reason.WAITS_FOR_RESTART)),
+        ({"install": InstallPolicy.ALWAYS}, None, {"here": receipt(WANTED)},
+         (State.CURRENT, Action.ASK, Reason.RUNS_WANTED)),
+        ({"target": "elsewhere"}, None, {"here": receipt(WANTED)},
+         (State.NEW, Action.ASK, Reason.NEVER_DEPLOYED)),
     ],
-)
-def test_the_table(changes: dict[str, object], action: Action, says: str) -> None:
-    plain = Situation(
-        Asked.DEPLOY,
-        WANTED,
-        Os.NIXOS,
-        OLD,
-        True,
-        receipt(OLD),
-        None,
-        InstallPolicy.IF_NOT_NIXOS,
-        OnDrift.STOP,
-        profile=OLD,
+)  # fmt: skip
+def test_the_table(
+    host: Mapping[str, Any],
+    said: Facts | None,
+    more: Mapping[str, Any],
+    expected: tuple[State, Action, Reason],
+) -> None:
+    now = replace(HERE, host=replace(HERE.host, **host), facts=said, **more)
+    one = judge(now)
+    assert (one.state, one.action, one.reason) == expected
+
+
+def test_a_deploy_is_up_to_date_only_where_there_is_nothing_to_ask() -> None:
+    assert is_recorded(replace(HERE, here=receipt(WANTED)))
+    assert is_recorded(replace(HERE, here=BY_PERSON))
+    for here in (None, receipt(OLD), UNCONFIRMED, PENDING, INSTALL_BEGUN):
+        assert not is_recorded(replace(HERE, here=here))
+
+
+def test_a_hold_says_who_when_and_why() -> None:
+    by = replace(BY_ITSELF, why="check failed: tcp port 80")
+    said = judge(replace(HERE, facts=on_nixos(by))).text
+    assert said == (
+        "rolled back automatically at 2026-01-01T00:00:00Z (check failed: tcp port 80); "
+        "held until its output changes"
     )
-    decision = decide(dataclasses.replace(plain, **changes))  # type: ignore[arg-type]
-    assert decision.action is action
-    assert says in decision.reason
+    assert "by me@here at" in judge(replace(HERE, facts=on_nixos(BY_PERSON))).text

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from nixa_tasks.deploy.uplink import Uplink
+from nixa_tasks.deploy.turn import Uplink
 from nixa_tasks.process.clock import SystemClock
 
 
@@ -19,7 +19,7 @@ def test_never_more_than_copy_jobs_transfers_run_and_all_get_their_turn(jobs: in
     together = threading.Barrier(jobs)  # so many do run at the same time, or this breaks
 
     def send(number: int) -> None:
-        with uplink.turn(said.append):
+        with uplink.slot(said.append):
             with lock:
                 running[0] += 1
                 most.append(running[0])
@@ -46,7 +46,7 @@ def test_a_wait_is_said_once_and_a_failure_gives_the_turn_back() -> None:
     inside, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with pytest.raises(ValueError, match="broken"), uplink.turn(said.append):
+        with pytest.raises(ValueError, match="broken"), uplink.slot(said.append):
             inside.set()
             go_on.wait(10)
             raise ValueError("broken")
@@ -55,7 +55,7 @@ def test_a_wait_is_said_once_and_a_failure_gives_the_turn_back() -> None:
     holder.start()
     assert inside.wait(10)
     threading.Timer(0.5, go_on.set).start()
-    with uplink.turn(said.append):
+    with uplink.slot(said.append):
         assert go_on.is_set()
     holder.join()
-    assert said == ["waiting for its turn: copy_jobs = 1"]
+    assert said == ["waiting to be sent to: copy_jobs = 1"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nixa_tasks.host.ssh import Ssh, explain
+from nixa_tasks.host.ssh import Fence, FenceBroken, Ssh, Stale, explain
 from nixa_tasks.manifest.model import Host
 from nixa_tasks.process.run import LocalProcesses
 
@@ -89,3 +89,49 @@ def test_a_tool_sees_at_once_that_an_ssh_behind_a_password_is_gone(
         assert tool.stdin is not None
         tool.stdin.close()
         assert tool.wait(20) == 255
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("-o", "A=b", "-T", "root@h", "wipe", "it"), "root@h FENCE wipe it"),
+        (("-T", "root@h", "-o", "A=b", "-i", "key", "--", "wipe"), "-o A=b -i key -- FENCE wipe"),
+        (("-G", "root@h"), "-G root@h"),
+        (("-p", "22", "root@h", "sh", "-c", "x"), "-p 22 root@h FENCE sh -c x"),
+    ],
+)
+def test_a_tools_commands_run_behind_the_fence(
+    words: tuple[str, ...], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tmp_path / "bin/ssh"
+    real.parent.mkdir()
+    real.write_text(
+        '#!/bin/sh\nfor word; do case $word in *nixa_fence*) word=FENCE;; esac; echo "$word"; done\n'
+    )
+    real.chmod(0o755)
+    monkeypatch.setenv("PATH", str(real.parent), prepend=":")
+    ssh = replace(ssh_to(tmp_path), fence=Fence("boot", "7", None))
+    env = ssh.tool_environment(is_fenced=True)
+    done = subprocess.run(
+        ("sh", "-c", 'exec ssh "$@"', "sh", *words), env=env, capture_output=True, check=True
+    )
+    assert " ".join(done.stdout.decode().split()).endswith(expected)
+
+
+def test_a_fence_that_does_not_hold_is_told_apart_and_leaves_the_script_alone(tmp_path: Path) -> None:
+    here = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    for fence, status in ((Fence(here, "", None), 7), (Fence("other", "", None), FenceBroken.REBOOTED),
+                          (Fence(here, "", "/nix/store/x"), FenceBroken.OTHER_SYSTEM)):  # fmt: skip
+        done = subprocess.run(("sh", "-c", f"{fence.text}exit $1", "sh", "7"), check=False, timeout=20)
+        assert done.returncode == status
+
+
+def test_a_command_behind_a_broken_fence_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "ssh"
+    script.write_text(f"#!/bin/sh\nexit {FenceBroken.LOCK_LOST}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    ssh = replace(ssh_to(tmp_path), fence=Fence("boot", "7", None))
+    with pytest.raises(Stale, match="lock was lost") as caught:
+        ssh.run("wipe", root=True, deadline=20)
+    assert caught.value.broken is FenceBroken.LOCK_LOST
