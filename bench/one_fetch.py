@@ -16,8 +16,9 @@ import httpx
 
 from nixa_tasks.errors import NixaError
 from nixa_tasks.image.cache.cache import Cache
-from nixa_tasks.image.download.fetch import Limits, fetch
+from nixa_tasks.image.download.fetch import Limits, Network, fetch
 from nixa_tasks.manifest.model import UrlImage
+from nixa_tasks.process.run import LocalProcesses
 
 
 def main(url: str, sha256: str, folder: str, seconds: str = "3600") -> None:
@@ -33,10 +34,10 @@ def main(url: str, sha256: str, folder: str, seconds: str = "3600") -> None:
     try:
         path = fetch(
             UrlImage("bench", url, sha256),
-            Cache(Path(folder)),
+            Cache(Path(folder), LocalProcesses().clock),
             progress=progress,
             note=lambda text: print(text, file=sys.stderr),
-            limits=Limits(total=float(seconds)),
+            network=Network(Limits(total=float(seconds))),
         )
         done = path.stat().st_size
     except NixaError as error:

@@ -37,6 +37,14 @@ class SourceError(FetchError):
         self.status = status
 
 
+class TooLarge(SourceError):
+    """A source promises or sends more than an image may have: its own fault, whatever the disk has."""
+
+
+class NoRoom(SourceError):
+    """What a source promises does not fit on the cache's disk. Another source may promise less."""
+
+
 class WrongFile(SourceError):
     """A source gave a whole file, and it is not the pinned one. `sha256` is its hash in hex."""
 
@@ -57,8 +65,11 @@ class NotModified(Exception):
     """A server still has the file that was found wrong before. Internal to a fetch."""
 
 
-def wrong_file(url: str, image: str, *, expected: str, got: str, size: int, upstream: str) -> WrongFile:
-    """The source served a whole file of another hash. `upstream` is what its server says of the file."""
+def wrong_file(
+    url: str, image: str, *, expected: str, got: str, size: int, upstream: str, is_confirmed: bool = True
+) -> WrongFile:
+    """The source served a whole file of another hash. `upstream` is what its server says about the
+    file. `is_confirmed`: it served the same bytes twice, so that they were not damaged on the way."""
     lines = [
         f"{url}: the file is not the pinned one",
         f"    expected  {to_sri(expected)}  ({expected})",
@@ -67,6 +78,9 @@ def wrong_file(url: str, image: str, *, expected: str, got: str, size: int, upst
         f"    upstream  {upstream or 'says nothing about the file'}",
     ]
     hint = (
+        "" if is_confirmed else f"it may have been damaged on the way: doit kexec:{image} fetches it again\n"
+    )
+    hint += (
         f"a release's file often changes under the same URL. If you trust the new one: doit pin:{image}\n"
         "If you want the pinned one: name a mirror that still has it (mirrors = [...])"
     )
@@ -75,6 +89,8 @@ def wrong_file(url: str, image: str, *, expected: str, got: str, size: int, upst
 
 def all_failed(image: str, errors: Sequence[SourceError]) -> FetchError:
     """Every source failed: one error with each reason, and the most useful hint."""
+    if errors and all(isinstance(error, NoRoom) for error in errors):
+        return DiskFull(errors[0].what, hint=errors[0].hint)
     if len(errors) == 1:
         return errors[0]
     wrong = next((error for error in errors if isinstance(error, WrongFile)), None)

@@ -63,26 +63,25 @@ def find_in_store(nix: Nix, image: UrlImage) -> Path | None:
     return path if done.is_ok and path.is_file() else None
 
 
-def add_to_store(nix: Nix, image: UrlImage, file: Path, gcroot: Path) -> Path:
-    """Put the verified file into the store under its name, with a GC root that keeps it.
+def add_to_store(nix: Nix, image: UrlImage, file: Path, folder: Path, gcroot: Path) -> Path:
+    """Put the verified file into the store under its name, with a GC root that keeps it. `folder`: a new one
+    beside the file, for a link with that name; it is gone afterwards.
 
     Raises NixaError; also where the path is not the one that `fetchurl` would have.
     """
     wanted = store_path(nix, image)
     path = find_in_store(nix, image)
     if path is None:
-        named = file.parent / f"{image.sha256}.store" / store_name(image.url)
-        named.parent.mkdir(exist_ok=True)
+        named = folder / store_name(image.url)
         try:
-            named.unlink(missing_ok=True)
+            folder.mkdir()
             named.hardlink_to(file)  # Nix takes the name from the file
             argv = store_command("--add-fixed", "sha256", str(named))
             done = nix.run(argv, deadline=_ADD_SECONDS, what="add the image to the store")
         except OSError as error:
-            raise StoreError(f"{named} can't be made: {error.strerror}") from error
+            raise StoreError(f"{named} can't be created: {error.strerror}") from error
         finally:
-            named.unlink(missing_ok=True)
-            named.parent.rmdir()
+            shutil.rmtree(folder, ignore_errors=True)
         path = Path(done.stdout.strip())
     if path != wanted:
         raise StoreError(f"the store put the image at {path}, where {wanted} was expected")

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import assert_never
 
 from nixa_tasks.errors import NixaError
+from nixa_tasks.files import locked
 from nixa_tasks.image import tarball
 from nixa_tasks.image.cache.cache import Cache, Note, Progress
 from nixa_tasks.image.cache.entry import Entry, Signature, suffix_of
-from nixa_tasks.image.download.http import Limits
+from nixa_tasks.image.download.http import Network
 from nixa_tasks.image.tarball import Summary
 from nixa_tasks.manifest.model import Image, InstallableImage, UrlImage
 from nixa_tasks.nix.command import Nix
-from nixa_tasks.process import run as process
+
+_REMOVE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ def obtain(
     gcroots: Path,
     progress: Progress,
     note: Note,
-    limits: Limits = Limits(),  # noqa: B008 - frozen
+    nix: Nix,
+    network: Network = Network(),  # noqa: B008 - frozen
 ) -> Obtained:
     """The image, from the cache, else the Nix store, else its URL, verified and looked into.
 
@@ -48,11 +51,24 @@ def obtain(
     """
     match image:
         case UrlImage():
-            cache.record_pin(image, manifest)
-            path = _url_image(image, cache, gcroots, progress, note, limits)
+            try:
+                cache.record_pin(image, manifest)
+            except (
+                NixaError
+            ) as error:  # a cache that is only to be read serves as well, if the image is in it
+                note(f"can't note who pins the image: {error.what}")
+            path = cache.find(image, note)
+            if path is None and image.store:
+                path = _from_store(image, cache, nix, note)
+            if path is None:
+                from nixa_tasks.image.download.fetch import fetch
+
+                path = fetch(image, cache, progress=progress, note=note, network=network)
+            if image.store:
+                _keep_in_store(image, path, cache, nix, gcroots, note)
             return Obtained(image, path, image.sha256, look_inside(cache, path, image.sha256))
         case InstallableImage():
-            return _built(image, cache, manifest.parent, gcroots, note)
+            return _built(image, cache, nix, manifest.parent, gcroots, note)
         case _:
             assert_never(image)
 
@@ -72,77 +88,71 @@ def look_inside(cache: Cache, path: Path, sha256: str) -> Summary:
 
 
 def damage_here(obtained: Obtained) -> str | None:
-    """What to say where our own file is the damaged one, which its looks did not tell: a cached one
-    has been removed then. None where it is right."""
+    """What to say where our own file is the damaged one, although it looks unchanged: a cached one has
+    been removed then. None where it is right. Raises DeadlinePassed."""
     from nixa_tasks.image.cache.files import hash_file
 
     path = obtained.path
     try:
+        seen = Signature.of(path.stat())
         if hash_file(path) == obtained.sha256:
             return None
         if isinstance(obtained.image, UrlImage):
-            path.unlink()
+            with locked(path.with_name(f"{obtained.sha256}.lock"), timeout=_REMOVE_SECONDS):
+                if Signature.of(path.stat()) == seen:  # else another run has replaced it meanwhile
+                    path.unlink()
             return f"{path} here was damaged, and has been removed: look after this computer's disk"
     except OSError as error:
         return f"{path} here can't be read: {error.strerror}"
     return f"{path} here is damaged: nix-store --repair-path {path}"
 
 
-def _url_image(
-    image: UrlImage, cache: Cache, gcroots: Path, progress: Progress, note: Note, limits: Limits
-) -> Path:
-    path = cache.find(image, note)
-    if path is None and image.store:
-        path = _from_store(image, cache, note)
-    if path is None:
-        from nixa_tasks.image.download.fetch import fetch
-
-        path = fetch(image, cache, progress=progress, note=note, limits=limits)
+def _keep_in_store(image: UrlImage, path: Path, cache: Cache, nix: Nix, gcroots: Path, note: Note) -> None:
     gcroot = gcroots / f"kexec-{image.name}"
-    if image.store and not _is_rooted(gcroot, image):
-        from nixa_tasks.image.nix_store import add_to_store
+    if _is_rooted(gcroot, image, nix):
+        return
+    from nixa_tasks.image.nix_store import add_to_store
 
-        note(f"in the Nix store as {add_to_store(Nix(process.local()), image, path, gcroot)}")
-    return path
+    with cache.locked(image.sha256, note):
+        folder = cache.temporary(image.sha256, ".store")
+        note(f"in the Nix store as {add_to_store(nix, image, path, folder, gcroot)}")
 
 
-def _is_rooted(gcroot: Path, image: UrlImage) -> bool:
+def _is_rooted(gcroot: Path, image: UrlImage, nix: Nix) -> bool:
     """Whether a GC root made for this very image is there: its link names a path that exists."""
     from nixa_tasks.image.nix_store import store_path
 
-    return gcroot.exists() and gcroot.readlink() == store_path(Nix(process.local()), image)
+    return gcroot.exists() and gcroot.readlink() == store_path(nix, image)
 
 
-def _from_store(image: UrlImage, cache: Cache, note: Note) -> Path | None:
+def _from_store(image: UrlImage, cache: Cache, nix: Nix, note: Note) -> Path | None:
     """Take it from the store into the cache, if it is there and right: nothing is downloaded."""
-    from nixa_tasks.image.cache.files import clone, hash_file
     from nixa_tasks.image.nix_store import find_in_store
 
-    stored = find_in_store(Nix(process.local()), image)
+    stored = find_in_store(nix, image)
     if stored is None:
         return None
     with cache.locked(image.sha256, note):
-        copy = cache.file(image.sha256, ".copy")
         try:
-            clone(stored, copy)
-            digest = hash_file(copy)
+            with cache.copy_of(stored, image.sha256) as (copy, digest):
+                if digest == image.sha256:
+                    note(f"taken from the Nix store: {stored}")
+                    return cache.adopt(copy, image.sha256, suffix_of(image.url), Entry(url=stored.as_uri()))
         except OSError as error:
-            raise NixaError(f"{stored} can't be taken into the cache: {error.strerror or error}") from error
-        if digest != image.sha256:
-            copy.unlink()
-            note(f"{stored} is damaged (nix-store --verify-path {stored}); fetching the image instead")
-            return None
-        note(f"taken from the Nix store: {stored}")
-        return cache.adopt(copy, image.sha256, suffix_of(image.url), Entry(url=stored.as_uri()))
+            raise NixaError(f"{stored} can't be copied into the cache: {error.strerror or error}") from error
+    note(f"{stored} is damaged (nix-store --verify-path {stored}); fetching the image instead")
+    return None
 
 
-def _built(image: InstallableImage, cache: Cache, folder: Path, gcroots: Path, note: Note) -> Obtained:
+def _built(
+    image: InstallableImage, cache: Cache, nix: Nix, folder: Path, gcroots: Path, note: Note
+) -> Obtained:
     """What Nix built. Its path is its identity, so it is hashed once for each path."""
     from nixa_tasks.files import read_json, write_json
     from nixa_tasks.image.cache.files import hash_file
     from nixa_tasks.image.nix_store import realise
 
-    path = realise(Nix(process.local()), image, gcroots / f"kexec-{image.name}", folder=folder)
+    path = realise(nix, image, gcroots / f"kexec-{image.name}", folder=folder)
     note(f"built by Nix: {path}")
     stamp = gcroots / f"kexec-{image.name}.sha256.json"
     seen = Signature.of(path.stat())

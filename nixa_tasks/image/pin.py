@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-import time
+import queue
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from nixa_tasks.files import read_json
 from nixa_tasks.image import github
 from nixa_tasks.image.cache.cache import Cache, Note, Progress
-from nixa_tasks.image.download.fetch import fetch
-from nixa_tasks.image.download.http import Limits, Wire
+from nixa_tasks.image.cache.entry import Entry, suffix_of
+from nixa_tasks.image.cache.files import hash_file
+from nixa_tasks.image.download.fetch import fetch, path_of
+from nixa_tasks.image.download.http import Limits, Network, Wire
 from nixa_tasks.image.errors import SourceError
+from nixa_tasks.image.obtain import look_inside
+from nixa_tasks.image.tarball import Summary
 from nixa_tasks.manifest.digest import to_sri
 from nixa_tasks.manifest.model import UrlImage
+from nixa_tasks.process.clock import Clock
+
+_CHECKING = Network(Limits(total=60.0))
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The file that is upstream now, and in the cache: `size` in bytes; `source` says who said so."""
+    """The file that is upstream now, and in the cache: `size` in bytes; `source` tells how that is
+    known; `modified`: the server's date of it; `summary`: what is inside."""
 
     sha256: str
     size: int
     path: Path
     source: str
+    modified: str = ""
+    summary: Summary | None = None
 
 
 class State(StrEnum):
@@ -57,89 +67,138 @@ def look(
     cache: Cache,
     progress: Progress,
     note: Note,
-    limits: Limits = Limits(),  # noqa: B008 - frozen
-    api: str | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    network: Network = Network(),  # noqa: B008 - frozen
 ) -> Found:
-    """Find the current hash, and have the file in the cache under it. Raises FetchError.
+    """Find the current hash, have the file in the cache under it, and look inside.
 
     Where the URL is a GitHub release asset, the API's digest is asked first: a file that the cache
-    has already is then not fetched, and one that is fetched is held to the digest.
+    has already is then not fetched, and one that is fetched is held to the digest. Elsewhere the hash
+    is that of a whole transfer that was made for this; over plain http, of two that agree.
+    Raises FetchError, TarballError, Interrupted, NixaError.
     """
+    found = _find(image, cache, progress, note, network)
+    summary = look_inside(cache, found.path, found.sha256)
+    return replace(found, summary=summary, modified=found.modified or cache.entry(found.sha256).last_modified)
+
+
+def _find(image: UrlImage, cache: Cache, progress: Progress, note: Note, network: Network) -> Found:
     wanted = github.asset(image.url)
     if wanted is not None:
-        with Wire(limits) as wire:
-            said = github.ask(wire, wanted, api)
+        with network.connect(network.limits) as wire:
+            said = github.ask(wire, wanted, network.github_api)
         if said.sha256 is not None:
             now = replace(image, sha256=said.sha256, mirrors=())
-            path = fetch(now, cache, progress=progress, note=note, limits=limits, clock=clock, api=api)
-            return Found(said.sha256, path.stat().st_size, path, "GitHub's digest, and the file itself")
+            path = fetch(now, cache, progress=progress, note=note, network=network)
+            size = path.stat().st_size
+            return Found(said.sha256, size, path, "GitHub's digest, and the file itself", said.updated_at)
         note("GitHub has no digest for this file; its bytes alone decide")
-    known = _unchanged(image, cache, limits)
-    if known is not None:
-        path = fetch(
-            replace(image, sha256=known), cache, progress=progress, note=note, limits=limits, clock=clock
-        )
-        return Found(known, path.stat().st_size, path, "the server: unchanged since it was fetched")
-    return _by_download(image, cache, progress, note, limits, clock() + limits.total)
-
-
-def _unchanged(image: UrlImage, cache: Cache, limits: Limits) -> str | None:
-    """The hash of the file that was fetched from the URL before, right or wrong for its pin, if the
-    server says by its ETag that it still has that one."""
-    known = {}
-    entry, wrong = cache.entry(image.sha256), read_json(cache.file(image.sha256, ".wrong.json")) or {}
-    if entry.url == image.url and cache.find(image) is not None:
-        known[entry.etag] = image.sha256
-    if wrong.get("url") == image.url and cache.file(image.sha256, ".wrong").is_file():
-        known[str(wrong.get("etag"))] = str(wrong.get("sha256"))
-    with Wire(limits) as wire:
-        for etag, sha256 in known.items():
-            if etag.startswith('"') and urlsplit(image.url).scheme.startswith("http"):
-                with wire.get(image.url, {"If-None-Match": etag}) as reply:
-                    if reply.status == 304:
-                        return sha256
-    return None
-
-
-def _by_download(
-    image: UrlImage, cache: Cache, progress: Progress, note: Note, limits: Limits, until: float
-) -> Found:
-    from nixa_tasks.image.cache.files import hash_file
-    from nixa_tasks.image.download.source import Download
-
+    if _is_unchanged(image, cache, network):
+        path = fetch(image, cache, progress=progress, note=note, network=network)
+        return Found(image.sha256, path.stat().st_size, path, "the server: unchanged since it was fetched")
     if urlsplit(image.url).scheme in ("", "file"):
-        file = Path(urlsplit(image.url).path)
-        try:
-            digest = hash_file(file)
-        except OSError as error:
-            raise SourceError(f"{file} can't be read: {error.strerror}", url=image.url) from error
-        now = replace(image, sha256=digest, mirrors=())
-        path = fetch(now, cache, progress=progress, note=note, limits=limits)
-        return Found(digest, path.stat().st_size, path, "the file itself")
-    key = hashlib.sha256(b"upstream of " + image.url.encode()).hexdigest()
-    unknown = replace(image, sha256=key, mirrors=())
-    with cache.locked(key, note):
-        path, digest = Download(image.url, unknown, cache, progress, note, limits, until).run_unpinned()
+        return _of_file(image, cache, progress, note)
+    return _by_download(image, cache, progress, note, network)
+
+
+def _is_unchanged(image: UrlImage, cache: Cache, network: Network) -> bool:
+    """Whether the server says, by a strong ETag, that it still has the pinned file, which is in the
+    cache. Only the file that was found right counts: an ETag says nothing about bytes that were not."""
+    entry = cache.entry(image.sha256)
+    if entry.url != image.url or not entry.etag.startswith('"') or cache.find(image) is None:
+        return False
+    if not urlsplit(image.url).scheme.startswith("http"):
+        return False
+    with (
+        network.connect(network.limits) as wire,
+        wire.get(image.url, {"If-None-Match": entry.etag}) as reply,
+    ):
+        return reply.status == 304
+
+
+def _of_file(image: UrlImage, cache: Cache, progress: Progress, note: Note) -> Found:
+    file = path_of(image.url)
+    try:
+        digest = hash_file(file, progress)
+    except OSError as error:
+        raise SourceError(f"{file} can't be read: {error.strerror}", url=image.url) from error
+    path = fetch(replace(image, sha256=digest, mirrors=()), cache, progress=progress, note=note)
     return Found(digest, path.stat().st_size, path, "the file itself")
 
 
-def check(image: UrlImage, *, cache: Cache, limits: Limits | None = None, api: str | None = None) -> Verdict:
+def _by_download(image: UrlImage, cache: Cache, progress: Progress, note: Note, network: Network) -> Found:
+    from nixa_tasks.image.download.source import Download
+
+    key = hashlib.sha256(b"upstream of " + image.url.encode()).hexdigest()
+    unknown = replace(image, sha256=key, mirrors=())
+    until = cache.clock.monotonic() + network.limits.total
+    with cache.locked(key, note):
+        whole = Download(image.url, unknown, cache, progress, note, network, until).fetch_whole()
+        source = "the file itself, over https"
+        if not whole.is_authentic:
+            note("one transfer that nobody vouches for is no proof; fetching it a second time")
+            first = whole.sha256
+            whole = Download(image.url, unknown, cache, progress, note, network, until).fetch_whole()
+            source = "the file itself, fetched twice"
+            if whole.sha256 != first:
+                whole.path.unlink()
+                raise SourceError(
+                    f"{image.url}: two downloads gave two different files "
+                    f"({to_sri(first)} and {to_sri(whole.sha256)}); nothing is pinned",
+                    url=image.url,
+                    hint="try again: it may be changing right now; else somebody on the way changes it",
+                )
+        with cache.locked(whole.sha256, note):
+            origin = whole.origin
+            entry = Entry(url=image.url, etag=origin.etag, last_modified=origin.last_modified)
+            path = cache.adopt(whole.path, whole.sha256, suffix_of(image.url), entry)
+            cache.file(key, ".part.json").unlink(missing_ok=True)
+    return Found(whole.sha256, path.stat().st_size, path, source)
+
+
+def check(image: UrlImage, *, cache: Cache, network: Network = _CHECKING) -> Verdict:
     """How one pin stands: by GitHub's digest, else by what the server says of the file now and said
     of it when it was fetched. Never raises for a server that does not answer: that is UNKNOWN."""
-    limits = limits or Limits(total=60.0)
     if urlsplit(image.url).scheme in ("", "file"):
         return Verdict(image.name, State.UNKNOWN, "a file of this machine: nothing is upstream")
     try:
-        with Wire(limits) as wire:
-            wanted = github.asset(image.url)
-            if wanted is not None:
-                said = github.ask(wire, wanted, api)
-                if said.sha256 is not None:
-                    return _by_digest(image, said.sha256)
-            return _by_looks(image, cache, wire)
+        return within(network.limits.total, lambda: _ask(image, cache, network), cache.clock)
     except SourceError as error:
         return Verdict(image.name, State.UNKNOWN, f"can't tell: {error.what}")
+
+
+def _ask(image: UrlImage, cache: Cache, network: Network) -> Verdict:
+    with network.connect(network.limits) as wire:
+        wanted = github.asset(image.url)
+        if wanted is not None:
+            said = github.ask(wire, wanted, network.github_api)
+            if said.sha256 is not None:
+                return _by_digest(image, said.sha256)
+        return _by_looks(image, cache, wire)
+
+
+def within(seconds: float, ask: Callable[[], Verdict], clock: Clock) -> Verdict:
+    """The answer, if it comes in time: a server that drips keeps every timeout of a single read, so
+    the question is left to itself after a while. Raises SourceError, Interrupted, and what `ask` raises."""
+    answers: queue.SimpleQueue[Verdict | BaseException] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put(ask())
+        except BaseException as error:  # noqa: BLE001 - carried to the caller, which raises it
+            answers.put(error)
+
+    threading.Thread(target=run, name="ask", daemon=True).start()
+    until = clock.monotonic() + seconds
+    while clock.monotonic() < until:
+        try:
+            answer = answers.get(timeout=0.05)
+        except queue.Empty:
+            clock.sleep(0.0)
+            continue
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+    raise SourceError(f"no answer within {seconds:g} s", url="", is_transient=True)
 
 
 def _by_digest(image: UrlImage, sha256: str) -> Verdict:

@@ -187,9 +187,10 @@ def _gc(run: Run, dry_run: bool) -> None:
     from nixa_tasks.manifest.model import BuildOn
     from nixa_tasks.text import size
 
-    removed = run.cache.gc(dry_run=dry_run, keep=run.manifest.images.values())
+    in_use: list[str] = []
+    removed = run.cache.gc(dry_run=dry_run, keep=run.manifest.images.values(), note=in_use.append)
     word = "would be removed" if dry_run else "removed"
-    lines = [f"{one.path}: {size(one.size)} {word}" for one in removed]
+    lines = [*in_use, *(f"{one.path}: {size(one.size)} {word}" for one in removed)]
     hosts = run.manifest.hosts
     names = {host for host in hosts if hosts[host].build_on is not BuildOn.REMOTE}
     names |= {f"{host}-disko" for host in hosts}

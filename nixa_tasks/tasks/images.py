@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from nixa_tasks.errors import NixaError
@@ -13,6 +14,7 @@ from nixa_tasks.tasks.run import Run
 
 if TYPE_CHECKING:
     from nixa_tasks.image.obtain import Obtained
+    from nixa_tasks.image.tarball import Summary
 
 
 def kexec_tasks(run: Run, names: Iterable[str]) -> Iterator[Task]:
@@ -78,6 +80,7 @@ def obtain(run: Run, image: Image) -> Obtained:
             gcroots=run.layout.gcroots,
             progress=step.progress,
             note=lambda text: run.journal.note(image.name, "kexec", text),
+            nix=run.nix,
         )
         step.size = obtained.path.stat().st_size
         return obtained
@@ -147,6 +150,7 @@ def _clean(run: Run) -> None:
 
 
 def _pin(run: Run, name: str, check: bool) -> None:
+    from nixa_tasks.image.tarball import Summary, check_architecture
     from nixa_tasks.manifest.digest import to_sri
     from nixa_tasks.manifest.edit import set_pin
 
@@ -170,9 +174,40 @@ def _pin(run: Run, name: str, check: bool) -> None:
             note=lambda text: run.journal.note(name, "pin", text),
         )
         step.sha256 = found.sha256 if _is_remote(image) else ""
-    old, new = to_sri(image.sha256), to_sri(found.sha256)
+    if found.summary is not None:
+        for system in _systems(run, name):
+            check_architecture(found.summary, system, image=name)
     if found.sha256 == image.sha256:
-        run.results.show(f"{name}: the pin is right: {new}")
+        run.results.show(f"{name}: the pin is right: {to_sri(image.sha256)}")
         return
-    set_pin(run.manifest.path, name, new)
-    run.results.show(f"{name}: old {old}\n{name}: new {new}\n{name}: written to {run.manifest.path.name}")
+    pinned = replace(image, sha256=found.sha256)
+    run.cache.record_pin(pinned, run.manifest.path, is_pending=True)  # gc for another project waits for us
+    set_pin(run.manifest.path, name, to_sri(found.sha256))
+    run.cache.record_pin(pinned, run.manifest.path)
+    old = run.cache.entry(image.sha256)
+    old_summary = Summary.from_json({k: v for k, v in (old.summary or {}).items() if k != "suffix"})
+    run.results.show(
+        f"{name}: old {to_sri(image.sha256)}{_facts(old_summary, old.last_modified)}\n"
+        f"{name}: new {to_sri(found.sha256)}{_facts(found.summary, found.modified)}\n"
+        f"{name}: found by {found.source}\n"
+        f"{name}: written to {run.manifest.path.name}"
+    )
+
+
+def _systems(run: Run, name: str) -> list[str]:
+    """The systems that the image has to serve: its name's own, else those of the hosts that use it, as
+    far as their flake outputs are known."""
+    from nixa_tasks.flake.output import remembered
+
+    if name.endswith("-linux"):
+        return [name]
+    outputs = [
+        remembered(run.layout, host.name) for host in run.manifest.hosts.values() if host.kexec == name
+    ]
+    return sorted({output.system for output in outputs if output is not None})
+
+
+def _facts(summary: Summary | None, modified: str) -> str:
+    if summary is None:
+        return ""
+    return f"\n{' ' * 6}{summary.line()}{f', of {modified}' if modified else ''}"

@@ -135,7 +135,7 @@ class Run:
         """The image cache that this manifest uses."""
         from nixa_tasks.image.cache.cache import Cache, cache_dir
 
-        return Cache(cache_dir(self.manifest.fleet.cache))
+        return Cache(cache_dir(self.manifest.fleet.cache), self.processes.clock)
 
     @property
     def nix(self) -> Nix:

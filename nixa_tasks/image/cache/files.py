@@ -1,4 +1,4 @@
-"""Local files: hashed in one pass, and put into the cache without copying bytes where possible."""
+"""Local files: hashed in one pass, and copied into the cache, without copying bytes where possible."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from nixa_tasks.errors import Interrupted
-from nixa_tasks.process.run import is_stopping
-
 BLOCK = 1 << 20
+_FICLONE = 0x40049409  # ioctl_ficlone(2)
 
 
 def hash_file(path: Path, progress: Callable[[int, int | None], None] | None = None) -> str:
-    """SHA-256 of a file in lower-case hex. Raises OSError, and Interrupted when nixa is stopped."""
+    """SHA-256 of a file in lower-case hex. Raises OSError, and whatever `progress` raises."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -28,42 +26,37 @@ def hash_file(path: Path, progress: Callable[[int, int | None], None] | None = N
         while count := file.readinto(block):
             digest.update(block[:count])
             done += count
-            if is_stopping():
-                raise Interrupted(f"stopped while reading {path}")
             if progress is not None:
                 progress(done, total)
     return digest.hexdigest()
 
 
-_FICLONE = 0x40049409  # ioctl_ficlone(2)
+def copy_file(source: Path, target: Path) -> None:
+    """Make `target` a new file with the same content: blocks shared where the file system can (btrfs,
+    xfs), else a copy. Never a link: who writes to the source must not write to the copy.
 
-
-def clone(source: Path, target: Path, *, is_link_first: bool = False) -> None:
-    """Make `target` the same file: blocks shared (btrfs, xfs), else a hard link, else a copy.
-
-    With `is_link_first` a hard link is tried first. Raises OSError; no half file is left then.
+    Raises OSError; no half file is left then.
     """
-    target.unlink(missing_ok=True)
-    ways = (_link, _reflink) if is_link_first else (_reflink, _link)
-    for way in ways:
-        try:
-            way(source, target)
-        except OSError as error:
-            target.unlink(missing_ok=True)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-        else:
-            return
     try:
-        shutil.copyfile(source, target)
+        try:
+            _reflink(source, target)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT):
+                raise
+            shutil.copyfile(source, target)
     except BaseException:
         with contextlib.suppress(OSError):
             target.unlink()
         raise
 
 
-def _link(source: Path, target: Path) -> None:
-    target.hardlink_to(source.resolve())
+def link_file(source: Path, target: Path) -> None:
+    """Give a file of the cache a second name, or copy it where there are no links. Raises OSError."""
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        copy_file(source, target)
 
 
 def _reflink(source: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ the server, and an encoding that a server adds on its own shows as a wrong hash.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import ssl
@@ -15,8 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from nixa_tasks.image.download import answers
 from nixa_tasks.image.download.part import Origin, Part
@@ -24,6 +24,9 @@ from nixa_tasks.image.errors import ContentChanged, NotModified, RangesBroken, S
 
 if TYPE_CHECKING:
     import httpx
+
+
+_LONGEST_JSON = 8 << 20  # bytes: what GitHub says about a large release is under one
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,9 @@ class Limits:
     `good_rate`: a connection at least this fast is left alone. Below it more are opened, up to
     `connections`, each step judged over `window` after `settle`; `split` is the least that is
     worth a connection.
+
+    `largest`: no image is larger; what a source sends beyond is its fault. `reserve`: so many bytes
+    stay free on the cache's disk, or a twentieth of it where that is less.
     """
 
     connect: float = 15.0
@@ -55,26 +61,41 @@ class Limits:
     settle: float = 1.0
     window: float = 1.5
     split: int = 1 << 20
+    largest: int = 8 << 30
+    reserve: int = 256 << 20
+
+
+class Body(Protocol):
+    """The body of an answer, as it comes."""
+
+    def read_into(self, view: memoryview) -> int:
+        """The next bytes, as sent; 0 at the end. Raises SourceError."""
+        ...
+
+    def abort(self) -> None:
+        """Wake up whoever reads it."""
+        ...
 
 
 class Reply:
-    """An answer whose body is still to be read. `start` is the offset of its first byte."""
+    """An answer whose body is still to be read. `start` is the offset of its first byte; `headers`
+    have lower-case names."""
 
-    def __init__(self, response: httpx.Response, asked_url: str, stall: float) -> None:
-        headers = response.headers
-        self.status = response.status_code
+    def __init__(self, asked_url: str, url: str, status: int, headers: Mapping[str, str], body: Body) -> None:
         self.asked_url = asked_url
-        self.url = str(response.url)
+        self.url = url
+        self.status = status
         self.encoding = headers.get("content-encoding", "").strip()
         self.content_type = headers.get("content-type", "").split(";")[0].strip().lower()
+        self.retry_after = headers.get("retry-after", "")
         length = answers.number(headers.get("content-length", ""))
         is_chunked = "chunked" in headers.get("transfer-encoding", "").lower()
         self.length = None if is_chunked else length
         self.is_framed = is_chunked or length is not None
         self.content_range = answers.content_range(headers.get("content-range", ""))
         self.told_size = answers.unsatisfied_size(headers.get("content-range", ""))
-        self.takes_ranges = self.status == 206 or "bytes" in headers.get("accept-ranges", "").lower()
-        self.start = self.content_range[0] if self.status == 206 and self.content_range else 0
+        self.takes_ranges = status == 206 or "bytes" in headers.get("accept-ranges", "").lower()
+        self.start = self.content_range[0] if status == 206 and self.content_range else 0
         self.origin = Origin(
             url=asked_url,
             etag=headers.get("etag", "").strip(),
@@ -82,18 +103,62 @@ class Reply:
             validator=answers.validator(
                 headers.get("etag", ""), headers.get("last-modified", ""), headers.get("date", "")
             ),
-            size=self.content_range[2] if self.status == 206 and self.content_range else self.length,
+            size=self.content_range[2] if status == 206 and self.content_range else self.length,
         )
+        self._body = body
+
+    def read_into(self, view: memoryview) -> int:
+        return self._body.read_into(view)
+
+    def abort(self) -> None:
+        self._body.abort()
+
+
+class Wire(Protocol):
+    """A way to ask HTTP servers; a context manager."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def get(
+        self, asked_url: str, headers: Mapping[str, str], *, at: str | None = None
+    ) -> contextlib.AbstractContextManager[Reply]:
+        """One GET. `at`: where an earlier one of the same URL was redirected to. Raises SourceError
+        for every status but 200, 206, 304 and 416."""
+        ...
+
+    def head(self, url: str) -> Origin:
+        """What the server says about the file. Raises SourceError."""
+        ...
+
+    def json(self, url: str, headers: Mapping[str, str]) -> dict[str, Any]:
+        """The object that an API answers with. Raises SourceError."""
+        ...
+
+
+class _HttpxBody:
+    """A body that httpx receives, read from the socket itself where that is quicker."""
+
+    def __init__(self, response: httpx.Response, asked_url: str, stall: float) -> None:
         self._response = response
+        self._asked_url = asked_url
         self._stall = stall
         self._chunks: Iterator[bytes] | None = None
         self._rest = memoryview(b"")
-        self._left = self.length
+        self._is_of_known_length = False
+        self._left: int | None = None
         self._socket: socket.socket | None = None
 
+    def expect(self, length: int | None) -> None:
+        """The length of the body, in bytes, where the answer gave one."""
+        self._is_of_known_length = length is not None
+        self._left = length
+
     def read_into(self, view: memoryview) -> int:
-        """The next bytes of the body, as sent; 0 at its end. Raises SourceError."""
-        with _mapped(self.asked_url, self._stall):
+        with _mapped(self._asked_url, self._stall):
             if not self._rest and self._socket is None:
                 self._rest = memoryview(self._next_chunk())
             if self._rest:
@@ -104,8 +169,8 @@ class Reply:
                 count = self._socket.recv_into(view, min(len(view), self._left))
                 if not count:
                     raise SourceError(
-                        f"{self.asked_url}: the connection was closed {self._left} bytes too early",
-                        url=self.asked_url,
+                        f"{self._asked_url}: the connection was closed {self._left} bytes too early",
+                        url=self._asked_url,
                         is_transient=True,
                     )
             else:
@@ -126,11 +191,11 @@ class Reply:
         """The connection itself, for the rest of a body of known length: large reads straight into
         our buffer, instead of 64 KiB at a time through the HTTP parser (a third of the time of a
         fetch on loopback). The parser holds no byte back once it has given its first piece."""
-        if self.length is None:
+        if not self._is_of_known_length:
             return None
         stream = self._response.extensions.get("network_stream")
         taken = None if stream is None else stream.get_extra_info("socket")
-        is_https = urlsplit(self.url).scheme == "https"
+        is_https = self._response.url.scheme == "https"
         if not isinstance(taken, socket.socket):
             return None
         if is_https != isinstance(taken, ssl.SSLSocket):
@@ -141,7 +206,6 @@ class Reply:
         return taken
 
     def abort(self) -> None:
-        """Wake up whoever reads it."""
         stream = self._response.extensions.get("network_stream")
         taken = None if stream is None else stream.get_extra_info("socket")
         if isinstance(taken, socket.socket):
@@ -149,8 +213,8 @@ class Reply:
                 socket.socket.shutdown(taken, socket.SHUT_RDWR)
 
 
-class Wire:
-    """Connections that share their settings: proxies, .netrc, certificates, redirects, times."""
+class HttpWire:
+    """Connections that share their settings: proxies, .netrc, certificates, redirects, timeouts."""
 
     def __init__(self, limits: Limits) -> None:
         import httpx
@@ -190,43 +254,62 @@ class Wire:
 
     @contextlib.contextmanager
     def get(self, asked_url: str, headers: Mapping[str, str], *, at: str | None = None) -> Iterator[Reply]:
-        """One GET. `at`: where an earlier one of the same URL was redirected to. Raises SourceError
-        for every status but 200, 206, 304 and 416."""
+        """See Wire.get."""
         url = at or asked_url
         with _mapped(asked_url, self._limits.stall):
             request = self._client.build_request("GET", url, headers=dict(headers))
             response = self._client.send(request, stream=True)
         try:
             with _mapped(asked_url, self._limits.stall):
-                reply = Reply(response, asked_url, self._limits.stall)
+                reply = self._reply(response, asked_url)
             if reply.status not in (200, 206, 304, 416):
-                raise answers.refusal(
-                    asked_url, reply.status, response.headers.get("retry-after", ""), time.time()
-                )
+                raise answers.refusal(asked_url, reply.status, reply.retry_after, time.time())
             yield reply
         finally:
             with contextlib.suppress(Exception):
                 response.close()
 
     def head(self, url: str) -> Origin:
-        """What the server says of the file. Raises SourceError."""
+        """See Wire.head."""
         with _mapped(url, self._limits.stall):
-            response = self._client.head(url)
-            reply = Reply(response, url, self._limits.stall)
+            reply = self._reply(self._client.head(url), url)
         if reply.status != 200:
             raise answers.refusal(url, reply.status, "", time.time())
         return reply.origin
 
     def json(self, url: str, headers: Mapping[str, str]) -> dict[str, Any]:
-        """The object that an API answers with. Raises SourceError."""
+        """See Wire.json."""
+        answer = bytearray()
+        buffer = memoryview(bytearray(1 << 16))
+        with self.get(url, {**headers, "Accept-Encoding": "identity"}) as reply:
+            if reply.status != 200:
+                raise answers.refusal(url, reply.status, "", time.time())
+            while count := reply.read_into(buffer):
+                answer += buffer[:count]
+                if len(answer) > _LONGEST_JSON:
+                    raise SourceError(f"{url}: the answer is longer than {_LONGEST_JSON >> 20} MiB", url=url)
         with _mapped(url, self._limits.stall):
-            response = self._client.get(url, headers=dict(headers))
-            if response.status_code != 200:
-                raise answers.refusal(url, response.status_code, "", time.time())
-            value = response.json()
+            value = json.loads(answer)
         if not isinstance(value, dict):
             raise SourceError(f"{url}: the answer is no JSON object", url=url)
         return value
+
+    def _reply(self, response: httpx.Response, asked_url: str) -> Reply:
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        body = _HttpxBody(response, asked_url, self._limits.stall)
+        reply = Reply(asked_url, str(response.url), response.status_code, headers, body)
+        body.expect(reply.length)
+        return reply
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How images are fetched: within which limits, over what, and who stands in for GitHub's API
+    (None: NIXA_GITHUB_API, else GitHub's own)."""
+
+    limits: Limits = Limits()
+    connect: Callable[[Limits], Wire] = HttpWire
+    github_api: str | None = None
 
 
 def _refuse_downgrade(response: httpx.Response) -> None:
@@ -297,23 +380,23 @@ def _mapped(url: str, stall: float) -> Iterator[None]:
 
 OVERLAP = 4096
 
-Room = Callable[[Part, int | None], None]
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """From which byte on, and to which (None: to the end). `validator`: for `If-Range`, so that a changed file comes whole. Without
-    one the range begins `OVERLAP` bytes early, and these are compared. `unless`: an ETag of a file
-    that is known to be wrong."""
+    """From which byte on, and to which (None: to the end).
+
+    `validator`: for `If-Range`, so that a changed file comes whole. Without one the range begins
+    `OVERLAP` bytes early, and these are compared. `unless`: a file that is known to be wrong.
+    """
 
     start: int = 0
     is_ranged: bool = False
     validator: str = ""
-    unless: str = ""
+    unless: Origin | None = None
     end: int | None = None
 
 
-def plan(part: Part, url: str, *, serves_ranges: bool, unless: str) -> Plan:
+def plan(part: Part, url: str, *, serves_ranges: bool, unless: Origin | None) -> Plan:
     """The request that goes on where the part ends."""
     missing = part.missing() if part.origin.size is not None else []
     first = missing[0][0] if missing else part.prefix
@@ -333,37 +416,56 @@ def range_headers(start: int, end: int | None, validator: str) -> dict[str, str]
     return {**headers, "If-Range": validator} if validator else headers
 
 
-@contextlib.contextmanager
-def first_reply(wire: Wire, url: str, part: Part, asked: Plan) -> Iterator[Reply]:
-    """The answer to a plan, checked against what is kept.
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to a plan. `is_compared`: nothing but an overlap says that it continues the file
+    that is here, where a strong validator would prove it."""
 
-    Raises ContentChanged (another file than the kept bytes are of), RangesBroken (ask for all of
-    it), NotModified, SourceError.
+    reply: Reply
+    is_compared: bool = False
+
+
+@contextlib.contextmanager
+def first_answer(wire: Wire, url: str, part: Part, asked: Plan) -> Iterator[Answer]:
+    """The answer to a plan, checked against the bytes that are here.
+
+    Raises ContentChanged (it is of another file), RangesBroken (ask for all of it), NotModified,
+    SourceError.
     """
     headers = range_headers(asked.start, asked.end, asked.validator) if asked.is_ranged else {}
-    if asked.unless:
-        headers["If-None-Match"] = asked.unless
+    if asked.unless is not None and asked.unless.validator.startswith('"'):
+        headers["If-None-Match"] = asked.unless.validator
     with wire.get(url, headers) as reply:
         if reply.status == 304:
-            if asked.unless:
+            if "If-None-Match" in headers:
                 raise NotModified
             raise SourceError(f"{url}: the server answered 304 unasked", url=url)
         if not asked.is_ranged:
             if reply.status != 200:
                 raise SourceError(f"{url}: the server answered {reply.status} to a plain request", url=url)
+            if asked.unless is not None and asked.unless.is_same_as(reply.origin):
+                raise NotModified
             _check_size(part, reply)
-            yield reply
+            yield Answer(reply)
             return
-        if reply.status == 200 and asked.validator and reply.origin.validator != asked.validator:
+        if asked.validator and _is_other(asked, part, reply):
             pass  # another validator: perhaps of the same bytes, so a little is compared before they go
         else:
             _check_range(part, asked, reply, url)
-            yield reply
+            yield Answer(reply, is_compared=reply.status == 206 and not asked.validator)
             return
     without = Plan(max(0, asked.start - OVERLAP), True, end=asked.end)
     with wire.get(url, range_headers(without.start, without.end, "")) as reply:
         _check_range(part, without, reply, url)
-        yield reply
+        yield Answer(reply, is_compared=reply.status == 206)
+
+
+def _is_other(asked: Plan, part: Part, reply: Reply) -> bool:
+    """Whether the answer to `If-Range` is of a file with other validators. A server that ignores
+    the header answers 206 all the same."""
+    if reply.status == 200:
+        return reply.origin.validator != asked.validator
+    return reply.status == 206 and part.origin.contradicts(reply.origin)
 
 
 def _check_range(part: Part, asked: Plan, reply: Reply, url: str) -> None:

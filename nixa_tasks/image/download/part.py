@@ -13,7 +13,7 @@ import json
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from nixa_tasks.files import read_json
@@ -36,6 +36,20 @@ class Origin:
     validator: str = ""
     size: int | None = None
 
+    def contradicts(self, later: Origin) -> bool:
+        """Whether a later answer is of another file: one of what both tell differs."""
+        pairs = (
+            (_opaque(self.etag), _opaque(later.etag)),
+            (self.last_modified, later.last_modified),
+            (self.size, later.size),
+        )
+        return any(a != b for a, b in pairs if a not in ("", None) and b not in ("", None))
+
+    def is_same_as(self, later: Origin) -> bool:
+        """Whether a later answer is of this file, as far as validators and size can tell."""
+        has_validator = bool((self.etag and later.etag) or (self.last_modified and later.last_modified))
+        return has_validator and self.size == later.size is not None and not self.contradicts(later)
+
     @classmethod
     def from_json(cls, value: Mapping[str, object]) -> Origin:
         texts = {
@@ -45,6 +59,11 @@ class Origin:
         }
         size = value.get("size")
         return cls(**texts, size=size if type(size) is int and size >= 0 else None)
+
+
+def _opaque(etag: str) -> str:
+    """An ETag without its mark of weakness: a change of that alone is no change of the file."""
+    return etag.removeprefix("W/")
 
 
 def add(spans: list[Span], new: Span) -> list[Span]:
@@ -103,6 +122,7 @@ class Part:
         if size is not None and self.kept > 0 and spans[-1][1] > size:
             self.restart()
         self.source: str | None = "" if self._spans else None
+        self.is_joined = bool(self._spans)
 
     # --- what is here
 
@@ -127,6 +147,16 @@ class Part:
 
     def read(self, view: memoryview, at: int) -> int:
         return os.preadv(self._file, [view], at)
+
+    def cut(self, size: int) -> None:
+        """Forget what came after the first `size` bytes, which came in order. Raises OSError."""
+        with self.changed:
+            if self._is_mapped or self.prefix < size or self._closed:
+                return
+            os.ftruncate(self._file, size)
+            self._spans = [(0, size)] if size else []
+            self.origin = replace(self.origin, size=None)
+            self.flush()
 
     def comes_from(self, url: str) -> None:
         """Note which source the bytes to come are from: `source` stays that URL as long as every
@@ -200,6 +230,7 @@ class Part:
         with self.changed:
             os.ftruncate(self._file, 0)
             self._spans, self._is_mapped, self._noticed, self.source = [], False, 0, None
+            self.is_joined = False
             self.origin = Origin()
             self.flush()
 

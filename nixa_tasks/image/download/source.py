@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,65 +10,85 @@ from typing import TYPE_CHECKING
 from nixa_tasks.image import github
 from nixa_tasks.image.cache.cache import Cache, Note, Progress
 from nixa_tasks.image.cache.entry import Entry, suffix_of
-from nixa_tasks.image.download.http import Limits, Wire, plan
+from nixa_tasks.image.download.http import Limits, Network, Wire, plan
 from nixa_tasks.image.download.part import Follower, Origin, Part
-from nixa_tasks.image.download.set_aside import SetAside
-from nixa_tasks.image.download.transfer import Transfer
+from nixa_tasks.image.download.set_aside import SetAside, WrongDownload
+from nixa_tasks.image.download.transfer import Room, Transfer
 from nixa_tasks.image.errors import (
     ContentChanged,
-    DiskFull,
+    NoRoom,
     NotModified,
     RangesBroken,
     SourceError,
+    TooLarge,
     WrongFile,
     wrong_file,
 )
 from nixa_tasks.manifest.model import UrlImage
-from nixa_tasks.process.run import sleep
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
 
-_SPARE = 1 << 20
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A whole file of unknown right, in the cache under `path` until it has its own name: its hash in
+    hex, and what its server said. `is_authentic`: it came over https, in one piece or in pieces that a
+    strong validator says are of one file."""
+
+    path: Path
+    sha256: str
+    origin: Origin
+    is_authentic: bool
 
 
 @dataclass(slots=True)
 class Download:
-    """One source of one image. `until` is the total deadline, of the monotonic clock."""
+    """One source of one image. `until` is the total deadline, by the cache's monotonic clock."""
 
     url: str
     image: UrlImage
     cache: Cache
     progress: Progress
     note: Note
-    limits: Limits
+    network: Network
     until: float
-    api: str | None = None
     _serves_ranges: bool = True
     _last: Transfer | None = None
     _unframed_end: int | None = None
+    _is_fetched_anew: bool = False
 
-    def run(self) -> Path:
-        """The verified file. Raises SourceError, DiskFull, FetchError, Interrupted, OSError."""
+    @property
+    def limits(self) -> Limits:
+        return self.network.limits
+
+    def run(self, *, is_last: bool = True) -> Path:
+        """The verified file. `is_last`: no other source comes after this one.
+
+        Raises SourceError, DiskFull, FetchError, Interrupted, OSError.
+        """
         changes, source = 0, None
-        with Wire(self.limits) as wire, contextlib.ExitStack() as stack:
+        with self.network.connect(self.limits) as wire, contextlib.ExitStack() as stack:
             while True:
                 part = Part(self.cache.file(self.image.sha256, ".part"))
                 part.source = source if source is not None and part.kept else part.source
                 stack.callback(part.close)
                 follower = Follower(part)
                 stack.callback(follower.stop)
+                before = part.kept
                 try:
                     self._fill(wire, part)
                     done = self._verify(wire, part, follower)
                 except ContentChanged:
                     done, changes = None, changes + 1
                     self._aside.set_aside(part)
-                    self.note(f"{self.url}: has another file than what is kept of it; fetching all of that")
+                    self.note(f"{self.url}: has another file than what is here of it; fetching all of that")
                     if changes > self.limits.tries:
                         self._aside.bring_back(part)
                         raise SourceError(f"{self.url}: changes all the time", url=self.url) from None
-                except SourceError:
+                except SourceError as error:
+                    if isinstance(error, TooLarge) or (isinstance(error, NoRoom) and not is_last):
+                        part.cut(before)  # fetched for nothing, and in the way of the next source
                     self._aside.bring_back(part)
                     raise
                 if done is not None:
@@ -78,13 +96,12 @@ class Download:
                 source = part.source if part.kept else None
                 stack.close()
 
-    def run_unpinned(self) -> tuple[Path, str]:
-        """Whatever the source has now, in the cache under its own hash: the file, and that hash."""
-        with Wire(self.limits) as wire, contextlib.ExitStack() as stack:
+    def fetch_whole(self) -> Whole:
+        """Whatever the source has now, from its first byte on. Raises as `run` does."""
+        with self.network.connect(self.limits) as wire, contextlib.ExitStack() as stack:
             part = Part(self.cache.file(self.image.sha256, ".part"))
             stack.callback(part.close)
-            if part.kept and not part.origin.validator:
-                part.restart()  # nothing would tell that the kept bytes are of the same file
+            part.restart()  # bytes of another run may be of another network
             follower = Follower(part)
             stack.callback(follower.stop)
             try:
@@ -94,10 +111,14 @@ class Download:
                 raise SourceError(
                     f"{self.url}: changed while it was fetched", url=self.url, hint="try again"
                 ) from None
+            except TooLarge:
+                part.restart()
+                raise
+            is_whole = not self._may_be_cut(part.prefix)
             digest = follower.finish(part.prefix)
             part.sync()
-            part.close()
-            return self._finish(part, digest), digest
+            is_authentic = self.url.startswith("https:") and not part.is_joined and is_whole
+            return Whole(part.path, digest, part.origin, is_authentic)
 
     @property
     def _aside(self) -> SetAside:
@@ -128,9 +149,9 @@ class Download:
 
         for attempt in Retrying(
             retry=retry_if_exception(is_worth_it),
-            stop=lambda _state: failures >= self.limits.tries or time.monotonic() > self.until,
+            stop=lambda _state: failures >= self.limits.tries or self.cache.clock.monotonic() > self.until,
             wait=pause,
-            sleep=sleep,
+            sleep=self.cache.clock.sleep,
             before_sleep=say,
             reraise=True,
         ):
@@ -141,15 +162,19 @@ class Download:
         if part.is_whole:
             return
         part.comes_from(self.url)
+        known = self._aside.known_wrong(self.url)
         asked = plan(
             part,
             self.url,
             serves_ranges=self._serves_ranges,
-            unless="" if part.kept else self._aside.wrong_etag(self.url),
+            unless=None if part.kept or known is None else known.origin,
         )
         if asked.is_ranged:
             self.note(f"going on at {part.kept >> 20} MiB")
-        transfer = Transfer(wire, self.url, part, self.limits, self.until, self.progress, self._have_room)
+        room = Room(self.cache.folder, self.limits.largest, self.limits.reserve)
+        transfer = Transfer(
+            wire, self.url, part, self.limits, self.until, self.progress, room, self.cache.clock
+        )
         self._last = transfer
         try:
             transfer.run(asked)
@@ -157,24 +182,15 @@ class Download:
             self._serves_ranges = False
             raise SourceError(f"{self.url}: serves no ranges", url=self.url, is_transient=True) from None
         except NotModified:
-            raise self._still_wrong(wire) from None
+            if known is None:
+                raise
+            raise self._wrong_file(wire, known, encoding="") from None
         except SourceError as error:
             if error.status != 416:
                 raise
             part.told(replace(part.origin, size=part.prefix))
         if not part.is_whole:
             raise SourceError(f"{self.url}: something is missing still", url=self.url, is_transient=True)
-
-    def _have_room(self, part: Part, size: int | None) -> None:
-        disk = os.statvfs(self.cache.folder)
-        free = disk.f_bavail * disk.f_frsize
-        needed = (size or 0) - part.kept
-        if needed + _SPARE > free:
-            raise DiskFull(
-                f"{self.cache.folder} has {free >> 20} MiB free, and {needed >> 20} MiB are still to come",
-                hint="make room there (doit gc removes images that nothing pins),\n"
-                "or move the cache by [fleet] cache or NIXA_CACHE",
-            )
 
     # --- whether it is right
 
@@ -191,15 +207,15 @@ class Download:
             self.note(f"{self.url}: the answer told no length and may have been cut; asking for more")
             part.told(replace(part.origin, size=None))
             return None
-        if part.source != self.url:
-            # Some of it was here before, or came from elsewhere: only a file of one piece is a proof.
-            self.note(f"{self.url}: with what was kept, it is not the pinned file; fetching all of it")
+        if part.source != self.url or (part.is_joined and not self._is_fetched_anew):
+            # Pieces of several files, perhaps: only a file of one piece is a proof.
+            self.note(f"{self.url}: the pieces together are not the pinned file; fetching all of it")
+            self._is_fetched_anew = True
             follower.stop()
             part.restart()
             return None
-        origin, encoding = part.origin, self._last.server.encoding if self._last else ""
-        self._aside.keep_wrong(part, digest, size, self.url)
-        raise self._wrong_file(wire, digest, size, origin, encoding)
+        encoding = self._last.server.encoding if self._last else ""
+        raise self._wrong_file(wire, self._aside.keep_wrong(part, digest, self.url), encoding)
 
     def _may_be_cut(self, size: int) -> bool:
         """Whether the end of the body may have been a cut: it told no length, and ended here for the
@@ -216,13 +232,9 @@ class Download:
         self._aside.forget()
         return path
 
-    def _still_wrong(self, wire: Wire) -> SourceError:
-        got, size, origin = self._aside.wrong()
-        return self._wrong_file(wire, got, size, origin, encoding="")
-
-    def _wrong_file(self, wire: Wire, got: str, size: int, origin: Origin, encoding: str) -> WrongFile:
-        facts = [f"Last-Modified {origin.last_modified}"] if origin.last_modified else []
-        facts += [f"ETag {origin.etag}"] if origin.etag else []
+    def _wrong_file(self, wire: Wire, wrong: WrongDownload, encoding: str) -> WrongFile:
+        facts = [f"Last-Modified {wrong.last_modified}"] if wrong.last_modified else []
+        facts += [f"ETag {wrong.etag}"] if wrong.etag else []
         facts += [github_says] if (github_says := self._github_says(wire)) else []
         if encoding and encoding != "identity":
             facts.append(f"Content-Encoding {encoding}, although none was asked for")
@@ -230,9 +242,10 @@ class Download:
             self.url,
             self.image.name,
             expected=self.image.sha256,
-            got=got,
-            size=size,
+            got=wrong.sha256,
+            size=wrong.size,
             upstream=", ".join(facts),
+            is_confirmed=wrong.is_confirmed,
         )
 
     def _github_says(self, wire: Wire) -> str:
@@ -241,7 +254,7 @@ class Download:
         if wanted is None:
             return ""
         try:
-            said = github.ask(wire, wanted, self.api)
+            said = github.ask(wire, wanted, self.network.github_api)
         except SourceError:
             return ""
         digest = f", digest sha256:{said.sha256}" if said.sha256 else ""

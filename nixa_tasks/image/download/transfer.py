@@ -8,18 +8,27 @@ the largest piece that is still to come; `connections` decides how many.
 from __future__ import annotations
 
 import errno
+import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from nixa_tasks.errors import Interrupted, NixaError
+from nixa_tasks.errors import NixaError
 from nixa_tasks.image.download import answers
 from nixa_tasks.image.download.connections import Connections, limit, observe
-from nixa_tasks.image.download.http import Limits, Plan, Reply, Room, Wire, first_reply, range_headers
-from nixa_tasks.image.download.part import Part
-from nixa_tasks.image.errors import ContentChanged, DiskFull, FetchError, RangesBroken, SourceError
-from nixa_tasks.process.run import is_stopping
+from nixa_tasks.image.download.http import Limits, Plan, Reply, Wire, first_answer, range_headers
+from nixa_tasks.image.download.part import Origin, Part
+from nixa_tasks.image.errors import (
+    ContentChanged,
+    DiskFull,
+    FetchError,
+    NoRoom,
+    RangesBroken,
+    SourceError,
+    TooLarge,
+)
+from nixa_tasks.process.clock import Clock
 
 
 @dataclass(slots=True)
@@ -49,6 +58,7 @@ class ServerFacts:
     """What the first answer said about the source, for the other connections."""
 
     url: str = ""
+    origin: Origin = field(default_factory=Origin)
     validator: str = ""
     can_split: bool = False
     is_framed: bool = True
@@ -75,7 +85,42 @@ _BUFFER = 1 << 20
 _EXTRA_BUFFER = 1 << 17
 _JOIN_SECONDS = 3.0
 
+_ROOM_STEP = 16 << 20  # a body of unknown length: look at the disk after so many bytes
+NO_ROOM_HINT = (
+    "make room there (doit gc removes images that nothing pins),\n"
+    "or move the cache by [fleet] cache or NIXA_CACHE"
+)
+
 Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How large a file may become, in a folder: `largest` bytes, and `reserve` bytes of the disk stay free."""
+
+    folder: Path
+    largest: int
+    reserve: int
+
+    def check(self, url: str, have: int, size: int | None, *, is_promise: bool = True) -> None:
+        """Raises TooLarge, NoRoom. `have` bytes of it are on the disk already; `size` is promised, or
+        (not `is_promise`) reached on the way to an unknown end."""
+        if size is not None and size > self.largest:
+            raise TooLarge(
+                f"{url}: {'promises' if is_promise else 'sent'} {size} bytes, more than an image may have "
+                f"({self.largest >> 20} MiB)",
+                url=url,
+                hint="name a mirror that has the file",
+            )
+        disk = os.statvfs(self.folder)
+        free = disk.f_bavail * disk.f_frsize
+        needed = max(0, (size or 0) - have) if is_promise else 0
+        if needed + min(self.reserve, disk.f_blocks * disk.f_frsize // 20) > free:
+            raise NoRoom(
+                f"{self.folder} has {free >> 20} MiB free, and {needed >> 20} MiB are still to come",
+                url=url,
+                hint=NO_ROOM_HINT,
+            )
 
 
 @dataclass(slots=True)
@@ -89,6 +134,7 @@ class Transfer:
     until: float
     progress: Progress
     room: Room
+    clock: Clock
     server: ServerFacts = field(default_factory=ServerFacts)
     received: int = 0
     connections: Connections = field(default_factory=Connections)
@@ -119,15 +165,14 @@ class Transfer:
     # --- the coordinator
 
     def _watch(self) -> None:
-        seen_at = slow_since = time.monotonic()
+        seen_at = slow_since = self.clock.monotonic()
         seen = slow_mark = 0
         while True:
             self._wake.wait(TICK)
             self._wake.clear()
-            now = time.monotonic()
+            now = self.clock.monotonic()
             self.progress(self.part.kept, self.part.origin.size)
-            if is_stopping():
-                raise Interrupted("stopped during the download; what is here is kept")
+            self.clock.sleep(0.0)  # Interrupted where nixa is stopped; what is here is kept
             with self._lock:
                 live = [worker for worker in self._workers if worker.lease is not None]
                 error, received = self._error, self.received
@@ -189,10 +234,10 @@ class Transfer:
         for worker in workers:
             if worker.reply is not None:
                 worker.reply.abort()
-        until = time.monotonic() + _JOIN_SECONDS
+        until = self.clock.monotonic() + _JOIN_SECONDS
         for worker in workers:
             if worker.thread is not None:  # one that is stuck in a name's lookup writes nothing any more
-                worker.thread.join(max(0.0, until - time.monotonic()))
+                worker.thread.join(max(0.0, until - self.clock.monotonic()))
 
     # --- the connections
 
@@ -234,23 +279,23 @@ class Transfer:
     def _disk(self, error: OSError) -> FetchError:
         folder = self.part.path.parent
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return DiskFull(
-                f"the disk is full: {folder} takes no more ({error.strerror}); "
-                f"{self.part.kept} bytes are kept",
-                hint="make room there (doit gc removes images that nothing pins),\n"
-                "or move the cache by [fleet] cache or NIXA_CACHE",
-            )
+            what = f"the disk is full: {folder} takes no more ({error.strerror}); {self.part.kept} bytes are kept"
+            if (
+                self.part.origin.size is None
+            ):  # nobody said how much it would be: another source may send less
+                return NoRoom(what, url=self.url, hint=NO_ROOM_HINT)
+            return DiskFull(what, hint=NO_ROOM_HINT)
         return DiskFull(f"{folder} can't be written: {error.strerror}", hint="look at that disk")
 
     def _first(self, worker: Worker, plan: Plan, buffer: memoryview) -> None:
         lease = worker.lease
         assert lease is not None  # noqa: S101 - for mypy: the worker was made with it
-        with first_reply(self.wire, self.url, self.part, plan) as reply:
-            worker.reply = reply
+        with first_answer(self.wire, self.url, self.part, plan) as answer:
+            reply = worker.reply = answer.reply
             if self._stopped:
                 return
             origin = reply.origin
-            self.room(self.part, origin.size)
+            self.room.check(self.url, self.part.kept, origin.size)
             lease.pos = reply.start
             if lease.end is None or reply.status == 200:
                 lease.end = reply.origin.size
@@ -261,8 +306,10 @@ class Transfer:
                 lease.pos = known.pos
                 if known.left:  # stopped on the way
                     return
+            self.part.is_joined = self.part.is_joined or answer.is_compared
             self.part.told(origin)
             self.server = ServerFacts(
+                origin=origin,
                 url=reply.url,
                 validator=origin.validator,
                 can_split=bool(origin.validator and reply.takes_ranges and origin.size),
@@ -283,6 +330,10 @@ class Transfer:
             worker.reply = reply
             if reply.status != 206 or reply.start != lease.pos or reply.origin.size != self.part.origin.size:
                 raise SourceError(f"{self.url}: serves no ranges after all", url=self.url, is_transient=True)
+            if self.server.origin.contradicts(reply.origin):
+                raise SourceError(
+                    f"{self.url}: another connection gets another file", url=self.url, is_transient=True
+                )
             self._pour(worker, lease, reply, buffer)
 
     def _pour(self, worker: Worker, lease: Lease, reply: Reply, buffer: memoryview) -> None:
@@ -308,6 +359,8 @@ class Transfer:
                 self.received += count
                 end = lease.end
             good = count if end is None else min(count, end - lease.pos)
+            if end is None and (lease.pos + good) // _ROOM_STEP > lease.pos // _ROOM_STEP:
+                self.room.check(self.url, self.part.kept, lease.pos + good, is_promise=False)
             self.part.merge(buffer[:good], lease.pos)
             lease.pos += good
 

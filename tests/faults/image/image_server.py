@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from nixa_tasks.image.cache.cache import Cache
-from nixa_tasks.image.download.fetch import Limits, fetch
+from nixa_tasks.image.download.fetch import Limits, Network, fetch
 from nixa_tasks.manifest.model import UrlImage
 
 QUICK = Limits(
@@ -75,6 +75,9 @@ class Behaviour:
     extra: dict[str, str] = field(default_factory=dict)
     before_body: Callable[[Asked], None] = lambda _asked: None
     refuses_after: int | None = None
+    ignores_if_range: bool = False
+    is_endless: bool = False
+    other_nodes: list[tuple[bytes, str]] = field(default_factory=list)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -118,10 +121,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _file(self, asked: Asked, do: Behaviour) -> None:
+        if do.other_nodes:  # the next request comes to another node of the same network
+            do.body, do.etag = do.other_nodes.pop(0)
         body, size = do.body, len(do.body)
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         unchanged = self.headers.get("If-Range") in (None, do.etag, do.last_modified)
-        if wanted is None or not do.serves_ranges or not unchanged:
+        if wanted is None or not do.serves_ranges or not (unchanged or do.ignores_if_range):
             self._send(asked, 200, body, 0, {})
             return
         start = int(wanted[1])
@@ -156,6 +161,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         do.before_body(asked)
         self._pour(asked, body, start, do)
+        while do.is_endless:
+            piece = bytes(64 << 10)
+            self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n" if do.chunked else piece)
         if do.length_lie or not do.tells_length:
             self.close_connection = True
 
@@ -189,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.released.wait(10)
                 self.close_connection = True
                 return
-        if do.chunked:
+        if do.chunked and not do.is_endless:
             self.wfile.write(b"0\r\n\r\n")
 
 
@@ -258,7 +266,7 @@ class Try:
             self.cache,
             progress=lambda done, total: self.steps.append((done, total)),
             note=self.notes.append,
-            limits=limits,
+            network=Network(limits),
         )
 
     def finished(self) -> list[Path]:

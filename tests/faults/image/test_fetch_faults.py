@@ -17,6 +17,7 @@ from nixa_tasks.image.download.fetch import FetchError, WrongFile
 from nixa_tasks.image.download.part import Part
 from nixa_tasks.manifest.digest import to_sri
 from nixa_tasks.manifest.model import UrlImage
+from tests.clocks import CLOCK, FakeClock
 
 from .image_server import QUICK, Try, content, image_of, serving, sha256
 
@@ -25,7 +26,7 @@ BODY = content()
 
 @pytest.fixture
 def attempt(tmp_path: Path) -> Try:
-    return Try(Cache(tmp_path / "cache"))
+    return Try(Cache(tmp_path / "cache", CLOCK))
 
 
 def test_a_file_is_fetched_once_and_then_found(attempt: Try) -> None:
@@ -146,13 +147,110 @@ def test_wrong_content_is_never_a_finished_file(attempt: Try) -> None:
             assert part in said
         assert attempt.finished() == []
         assert attempt.cache.find(image) is None
-        # As long as the server says that it has the same file, it need not be fetched to say so again.
+        assert "doit kexec:x86_64-linux fetches it again" in said
+        # Perhaps it was damaged on the way: it is fetched once more.
         with pytest.raises(WrongFile, match="not the pinned one"):
             attempt.fetch(image)
-        assert server.served == len(other)
+        assert server.served == 2 * len(other)
+        # Now, as long as the server says that it has the same file, it need not be fetched to say so.
+        with pytest.raises(WrongFile, match="not the pinned one"):
+            attempt.fetch(image)
+        assert server.served == 2 * len(other)
         # And pinned by its own hash, it is there.
         assert attempt.fetch(image_of(server, other)).read_bytes() == other
-        assert server.served == len(other)
+        assert server.served == 2 * len(other)
+
+
+@pytest.mark.parametrize("etag", ['"v1"', 'W/"v1"', None])
+def test_a_changed_upstream_is_not_downloaded_for_each_try(attempt: Try, etag: str | None) -> None:
+    with serving(content(seed=2)) as server:
+        server.do.etag, server.do.last_modified = etag, formatdate(1e9, usegmt=True)
+        for number in range(4):
+            attempt.steps.clear()
+            with pytest.raises(WrongFile):
+                attempt.fetch(image_of(server, BODY))
+            assert max(done for done, _total in attempt.steps) == (len(BODY) if number < 2 else 0)
+
+
+def test_a_download_damaged_once_is_healed_by_the_next_try(attempt: Try) -> None:
+    flipped = bytearray(BODY)
+    flipped[1000] ^= 1
+    with serving(bytes(flipped)) as server:
+        image = image_of(server, BODY)
+        with pytest.raises(WrongFile):
+            attempt.fetch(image)
+        server.do.body = BODY  # and the ETag is what it was
+        assert attempt.fetch(image).read_bytes() == BODY
+
+
+def test_a_wrong_file_is_looked_at_again_after_a_day(tmp_path: Path) -> None:
+    clock = FakeClock()
+    attempt = Try(Cache(tmp_path / "cache", clock))
+    with serving(content(seed=2)) as server:
+        image = image_of(server, BODY)
+        for _ in range(3):
+            with pytest.raises(WrongFile):
+                attempt.fetch(image)
+        clock.pass_time(days=1)
+        server.do.body = BODY  # and the ETag is what it was
+        assert attempt.fetch(image).read_bytes() == BODY
+
+
+def test_a_server_that_ignores_if_range_does_not_get_two_files_joined(attempt: Try) -> None:
+    with serving(content(seed=3)) as server:
+        server.do.cuts, server.do.ignores_if_range = [600_000], True
+        image = image_of(server, BODY)
+        with pytest.raises(FetchError):
+            attempt.fetch(image, replace(QUICK, tries=0))
+        server.do.body, server.do.etag = BODY, '"v2"'
+        assert attempt.fetch(image).read_bytes() == BODY
+
+
+@pytest.mark.parametrize("start", [0, 600_000])
+def test_nodes_that_are_out_of_step_do_not_keep_a_good_file_away(attempt: Try, start: int) -> None:
+    other = BODY[:start] + content(seed=3)[start:]
+    with serving(BODY) as server:
+        server.do.cuts, server.do.ignores_if_range = [700_000], True
+        server.do.other_nodes = [(other, '"v1"'), (BODY, '"v2"'), (BODY, '"v2"')]
+        assert attempt.fetch(image_of(server, BODY)).read_bytes() == BODY
+
+
+def test_an_absurd_length_is_the_sources_own_fault(attempt: Try) -> None:
+    with serving(BODY) as absurd, serving(BODY) as mirror:
+        absurd.do.length_lie = 10**15
+        assert attempt.fetch(image_of(absurd, BODY, mirror.url)).read_bytes() == BODY
+        assert any("more than an image may have" in note for note in attempt.notes)
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_body_without_end_is_bounded_and_the_mirror_is_asked(attempt: Try, chunked: bool) -> None:
+    limits = replace(QUICK, largest=5_000_000)
+    with serving(BODY) as endless, serving(BODY) as mirror:
+        endless.do.is_endless, endless.do.chunked, endless.do.tells_length = True, chunked, False
+        image = image_of(endless, BODY, mirror.url)
+        assert attempt.fetch(image, limits).read_bytes() == BODY
+        assert any("more than an image may have" in note for note in attempt.notes)
+        other = replace(image, sha256="0" * 64, mirrors=())
+        with pytest.raises(FetchError, match="more than an image may have"):
+            attempt.fetch(other, limits)
+        assert not attempt.cache.file(other.sha256, ".part").exists()
+
+
+def test_a_length_that_does_not_fit_leaves_the_mirror_its_chance(
+    attempt: Try, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.statvfs
+
+    def small(path: str) -> os.statvfs_result:
+        values = list(real(path))
+        values[1] = 1  # f_frsize
+        values[2], values[4] = 10_000_000, 5_000_000
+        return os.statvfs_result(values)
+
+    monkeypatch.setattr(os, "statvfs", small)
+    with serving(BODY) as absurd, serving(BODY) as mirror:
+        absurd.do.length_lie = 6_000_000
+        assert attempt.fetch(image_of(absurd, BODY, mirror.url)).read_bytes() == BODY
 
 
 def test_one_flipped_bit_is_noticed(attempt: Try) -> None:

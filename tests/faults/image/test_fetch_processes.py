@@ -14,6 +14,7 @@ import pytest
 
 from nixa_tasks.image.cache.cache import Cache
 from nixa_tasks.image.download.fetch import FetchError
+from tests.clocks import CLOCK
 
 from .image_server import QUICK, ImageServer, Try, content, image_of, serving, sha256
 
@@ -25,17 +26,18 @@ import sys
 from pathlib import Path
 from nixa_tasks.errors import NixaError
 from nixa_tasks.image.cache.cache import Cache
-from nixa_tasks.image.download.fetch import Limits, fetch
+from nixa_tasks.image.download.fetch import Limits, Network, fetch, Network
 from nixa_tasks.manifest.model import UrlImage
+from nixa_tasks.process.run import LocalProcesses
 url, sha256, folder, manifest, connections = sys.argv[1:]
-cache = Cache(Path(folder))
+cache = Cache(Path(folder), LocalProcesses().clock)
 image = UrlImage("i", url, sha256)
 cache.record_pin(image, Path(manifest))
 limits = Limits(settle=0.1, window=0.2, split=64 << 10, connections=int(connections))
 note = lambda text: print(text, file=sys.stderr, flush=True)
 print("started", flush=True)
 try:
-    path = fetch(image, cache, progress=lambda done, total: print(done, flush=True), note=note, limits=limits)
+    path = fetch(image, cache, progress=lambda done, total: print(done, flush=True), note=note, network=Network(limits))
 except NixaError as error:
     sys.exit(error.render())
 print("got", path, flush=True)
@@ -62,7 +64,7 @@ def wait_for_bytes(process: subprocess.Popen[str], count: int) -> None:
 
 @pytest.fixture
 def attempt(tmp_path: Path) -> Try:
-    return Try(Cache(tmp_path / "cache"))
+    return Try(Cache(tmp_path / "cache", CLOCK))
 
 
 def test_poor_connections_are_helped_by_more_of_them(attempt: Try) -> None:
@@ -128,7 +130,7 @@ def test_two_projects_and_four_processes_fetch_once(tmp_path: Path) -> None:
         assert [status for _, status in ends] == [0] * 8, ends
         assert len(server.asked) == 1
         assert sum("held by process" in errors for (_, errors), _ in ends) >= 1
-    entry = Cache(tmp_path).entry(sha256(BODY))
+    entry = Cache(tmp_path, CLOCK).entry(sha256(BODY))
     assert sorted(entry.pinned_by) == ["/project-0/hosts.toml", "/project-1/hosts.toml"]
     assert not list(tmp_path.glob("*.lock"))
 
@@ -155,13 +157,15 @@ def test_a_full_file_system_keeps_what_came_and_goes_on_with_room(tmp_path: Path
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "nixa-test", str(folder)], check=False, capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=4m,mode=755", "nixa-test", str(folder)],
+        check=False,
+        capture_output=True,
     )
     if mounted.returncode:
         pytest.skip(f"no mount here: {mounted.stderr!r}")
     try:
         with serving(BODY) as server:
-            attempt = Try(Cache(folder))
+            attempt = Try(Cache(folder, CLOCK))
             server.do.tells_length = False  # so that it is only noticed on the way
             image = image_of(server, BODY)
             with pytest.raises(FetchError, match=r"disk is full|free"):

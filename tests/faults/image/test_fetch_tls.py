@@ -12,6 +12,7 @@ import trustme
 
 from nixa_tasks.image.cache.cache import Cache
 from nixa_tasks.image.download.fetch import FetchError
+from tests.clocks import CLOCK
 
 from .image_server import Try, content, image_of, serving
 
@@ -20,7 +21,7 @@ BODY = content(300_000)
 
 @pytest.fixture
 def attempt(tmp_path: Path) -> Try:
-    return Try(Cache(tmp_path / "cache"))
+    return Try(Cache(tmp_path / "cache", CLOCK))
 
 
 @pytest.fixture

@@ -10,21 +10,24 @@ import pytest
 
 from nixa_tasks.image import pin
 from nixa_tasks.image.cache.cache import Cache
-from nixa_tasks.image.download.fetch import FetchError, WrongFile
+from nixa_tasks.image.download.fetch import FetchError, Network, WrongFile
 from nixa_tasks.image.errors import SourceError
 from nixa_tasks.image.pin import Found, State
+from nixa_tasks.image.tarball import TarballError
 from nixa_tasks.manifest.model import UrlImage
+from tests.clocks import CLOCK
+from tests.tarballs import installer
 
-from .image_server import QUICK, ImageServer, Try, content, image_of, serving, sha256
+from .image_server import QUICK, Asked, ImageServer, Try, content, image_of, serving, sha256
 
-OLD, NEW = content(400_000, 1), content(400_000, 2)
+OLD, NEW = installer(1), installer(2)
 ASSET = "https://github.com/nix-community/nixos-images/releases/download/nixos-25.11/image.tar.gz"
 RELEASE = "/repos/nix-community/nixos-images/releases/tags/nixos-25.11"
 
 
 @pytest.fixture
 def attempt(tmp_path: Path) -> Try:
-    return Try(Cache(tmp_path / "cache"))
+    return Try(Cache(tmp_path / "cache", CLOCK))
 
 
 def look(attempt: Try, image: UrlImage) -> Found:
@@ -33,7 +36,7 @@ def look(attempt: Try, image: UrlImage) -> Found:
         cache=attempt.cache,
         progress=lambda done, total: attempt.steps.append((done, total)),
         note=attempt.notes.append,
-        limits=QUICK,
+        network=Network(QUICK),
     )
 
 
@@ -43,16 +46,36 @@ def test_the_new_file_is_found_and_never_fetched_again(attempt: Try) -> None:
         found = look(attempt, image)
         assert (found.sha256, found.size) == (sha256(NEW), len(NEW))
         assert attempt.fetch(replace(image, sha256=found.sha256)).read_bytes() == NEW
-        assert server.served == len(NEW)
+        assert server.served == 2 * len(NEW)  # twice, since nobody vouches for plain http
 
 
-def test_after_a_mismatch_pinning_fetches_nothing(attempt: Try) -> None:
-    with serving(NEW) as server:
+def test_bytes_that_were_wrong_are_never_pinned(attempt: Try) -> None:
+    flipped = bytearray(NEW)
+    flipped[len(NEW) // 2] ^= 1
+    with serving(bytes(flipped)) as server:
         image = image_of(server, OLD)
         with pytest.raises(WrongFile):
             attempt.fetch(image)
+        server.do.body = NEW  # under the same ETag: the bytes above were damaged on the way
         assert look(attempt, image).sha256 == sha256(NEW)
-        assert server.served == len(NEW)
+
+
+def test_two_transfers_that_differ_pin_nothing(attempt: Try) -> None:
+    bodies = [installer(7), NEW]
+    with serving(bodies[0]) as server:
+
+        def change(_asked: Asked) -> None:
+            server.do.body = bodies[-1]
+
+        server.do.before_body = change
+        with pytest.raises(SourceError, match="two different files"):
+            look(attempt, image_of(server, OLD))
+    assert attempt.finished() == []
+
+
+def test_a_file_that_is_no_installer_is_not_pinned(attempt: Try) -> None:
+    with serving(content(50_000)) as server, pytest.raises(TarballError):
+        look(attempt, image_of(server, OLD))
 
 
 def test_an_unchanged_file_is_told_by_its_etag(attempt: Try) -> None:
@@ -67,7 +90,7 @@ def test_pinning_goes_on_after_a_cut(attempt: Try) -> None:
     with serving(NEW) as server:
         server.do.cuts = [100_000, 200_000]
         assert look(attempt, image_of(server, OLD)).sha256 == sha256(NEW)
-        assert server.served == len(NEW)
+        assert server.served == 2 * len(NEW)
 
 
 def test_a_page_is_never_pinned(attempt: Try) -> None:
@@ -164,7 +187,7 @@ def test_check_tells_current_from_out_of_date_without_fetching(
         image = through(server, monkeypatch)
         release(server, f"sha256:{sha256(NEW)}")
         current = replace(image, name="j", sha256=sha256(NEW))
-        verdicts = [pin.check(one, cache=attempt.cache, limits=QUICK) for one in (image, current)]
+        verdicts = [pin.check(one, cache=attempt.cache, network=Network(QUICK)) for one in (image, current)]
         assert [one.state for one in verdicts] == [State.OUT_OF_DATE, State.CURRENT]
         assert "doit pin:i" in verdicts[0].text
         assert server.served <= 2 * len(server.do.answers[RELEASE])
@@ -173,14 +196,14 @@ def test_check_tells_current_from_out_of_date_without_fetching(
 def test_check_by_what_the_server_says_of_the_file(attempt: Try) -> None:
     with serving(OLD) as server:
         image = image_of(server, OLD)
-        assert pin.check(image, cache=attempt.cache, limits=QUICK).state is State.UNKNOWN
+        assert pin.check(image, cache=attempt.cache, network=Network(QUICK)).state is State.UNKNOWN
         attempt.fetch(image)
-        assert pin.check(image, cache=attempt.cache, limits=QUICK).state is State.CURRENT
+        assert pin.check(image, cache=attempt.cache, network=Network(QUICK)).state is State.CURRENT
         server.do.etag = '"v2"'
-        assert pin.check(image, cache=attempt.cache, limits=QUICK).state is State.UNKNOWN
+        assert pin.check(image, cache=attempt.cache, network=Network(QUICK)).state is State.UNKNOWN
         server.do.body = NEW[:-1]
-        verdict = pin.check(image, cache=attempt.cache, limits=QUICK)
+        verdict = pin.check(image, cache=attempt.cache, network=Network(QUICK))
         assert verdict.is_outdated
         server.do.statuses = [(500, {})]
-        assert pin.check(image, cache=attempt.cache, limits=QUICK).state is State.UNKNOWN
+        assert pin.check(image, cache=attempt.cache, network=Network(QUICK)).state is State.UNKNOWN
         assert len(server.gets) == 1

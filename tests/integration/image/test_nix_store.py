@@ -26,6 +26,7 @@ from nixa_tasks.manifest.digest import to_sri
 from nixa_tasks.manifest.model import Image, InstallableImage, UrlImage
 from nixa_tasks.nix.command import Nix
 from nixa_tasks.process.run import LocalProcesses
+from tests.clocks import CLOCK
 
 pytestmark = pytest.mark.skipif(shutil.which("nix-store") is None, reason="needs Nix")
 
@@ -73,7 +74,7 @@ class Project:
 
     @property
     def cache(self) -> Cache:
-        return Cache(self.folder / "cache")
+        return Cache(self.folder / "cache", CLOCK)
 
     def image(self, name: str = "nixos-kexec-installer.tar.gz") -> UrlImage:
         file = self.folder / "www" / name
@@ -88,6 +89,7 @@ class Project:
             gcroots=self.folder / ".nixa/gcroots",
             progress=lambda _done, _total: None,
             note=lambda _text: None,
+            nix=Nix(LocalProcesses()),
         )
 
 

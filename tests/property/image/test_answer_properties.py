@@ -9,7 +9,6 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,10 @@ from nixa_tasks.errors import NixaError
 from nixa_tasks.image.cache.cache import Cache
 from nixa_tasks.image.cache.entry import hash_in, suffix_of
 from nixa_tasks.image.download import answers
-from nixa_tasks.image.download.fetch import FetchError, Limits, fetch
+from nixa_tasks.image.download.fetch import FetchError, Limits, Network, fetch
 from nixa_tasks.image.download.part import add, gaps
 from nixa_tasks.manifest.model import UrlImage
+from tests.clocks import CLOCK
 
 QUICK = Limits(
     connect=1, stall=0.2, low_time=1, total=3, tries=1, pause=0.0, longest_pause=0.0, retry_after=0.0
@@ -86,12 +86,12 @@ def answering(reply: bytes) -> Iterator[str]:
 @given(st.one_of(REPLIES, st.binary(max_size=200)), st.integers(0, 60))
 def test_any_answer_is_an_error_of_ours(reply: bytes, kept: int) -> None:
     with tempfile.TemporaryDirectory() as folder, answering(reply) as url:
-        cache = Cache(Path(folder))
+        cache = Cache(Path(folder), CLOCK)
         image = UrlImage("i", url, "0" * 64)
         if kept:
             cache.file(image.sha256, ".part").write_bytes(bytes(kept))
         with pytest.raises((FetchError, NixaError)):
-            fetch(image, cache, progress=lambda _d, _t: None, note=lambda _text: None, limits=replace(QUICK))
+            fetch(image, cache, progress=lambda _d, _t: None, note=lambda _text: None, network=Network(QUICK))
         assert list(Path(folder).glob("*.tar*")) == []
 
 

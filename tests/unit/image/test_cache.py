@@ -21,6 +21,7 @@ from nixa_tasks.image.cache.entry import Entry
 from nixa_tasks.image.download.fetch import fetch
 from nixa_tasks.manifest.digest import to_base32, to_sri
 from nixa_tasks.manifest.model import UrlImage
+from tests.clocks import CLOCK, FakeClock
 
 BODY = b"an image" * 1000
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -30,7 +31,7 @@ IMAGE = UrlImage("i", "https://example.org/image.tar.gz", SHA256)
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
     """A cache with one image."""
-    made = Cache(tmp_path / "cache")
+    made = Cache(tmp_path / "cache", CLOCK)
     made.make()
     made.file(SHA256, ".part").write_bytes(BODY)
     made.adopt(made.file(SHA256, ".part"), SHA256, ".tar.gz", Entry(url=IMAGE.url, etag='"1"'))
@@ -69,7 +70,7 @@ def test_a_finished_file_is_found_without_being_read(cache: Cache, hashed: list[
 def test_restored_by_ci_with_new_times_it_still_hits(
     cache: Cache, tmp_path: Path, hashed: list[Path]
 ) -> None:
-    restored = Cache(tmp_path / "restored")
+    restored = Cache(tmp_path / "restored", CLOCK)
     shutil.copytree(cache.folder, restored.folder, copy_function=shutil.copyfile)
     assert restored.find(IMAGE) is not None
     assert restored.find(IMAGE) is not None
@@ -156,10 +157,10 @@ def test_clean_removes_partial_files(cache: Cache) -> None:
 @pytest.mark.parametrize("spelling", [SHA256, SHA256.upper(), to_sri(SHA256), to_base32(SHA256)])
 def test_gc_keeps_what_a_manifest_pins_in_any_spelling(cache: Cache, tmp_path: Path, spelling: str) -> None:
     manifest = tmp_path / "hosts.toml"
-    manifest.write_text(f'sha256 = "{spelling}"')
+    manifest.write_text(f'kexec.i = {{ sha256 = "{spelling}" }}')
     cache.record_pin(IMAGE, manifest)
     assert cache.gc(dry_run=False) == []
-    manifest.write_text("sha256 = 'another'")
+    manifest.write_text("[kexec.i]\nsha256 = 'another'")
     assert [one.path for one in cache.gc(dry_run=True)] == [cache.path(IMAGE)]
     assert cache.find(IMAGE) is not None
     removed = cache.gc(dry_run=False)
@@ -168,10 +169,152 @@ def test_gc_keeps_what_a_manifest_pins_in_any_spelling(cache: Cache, tmp_path: P
     assert list(cache.folder.iterdir()) == []
 
 
-def test_gc_forgets_a_manifest_that_is_gone_and_keeps_the_callers(cache: Cache, tmp_path: Path) -> None:
-    cache.record_pin(IMAGE, tmp_path / "gone/hosts.toml")
-    assert cache.gc(dry_run=False, keep=[IMAGE]) == []
+def test_gc_forgets_a_manifest_that_is_gone_for_a_month_and_keeps_the_callers(
+    cache: Cache, tmp_path: Path
+) -> None:
+    clock = FakeClock()
+    later = Cache(cache.folder, clock)
+    later.record_pin(IMAGE, tmp_path / "gone/hosts.toml")
+    clock.pass_time(days=29)
+    assert later.gc(dry_run=False) == []
+    clock.pass_time(days=2)
+    assert later.gc(dry_run=False, keep=[IMAGE]) == []
+    assert len(later.gc(dry_run=False)) == 1
+
+
+def test_gc_keeps_what_a_broken_manifest_may_pin(cache: Cache, tmp_path: Path) -> None:
+    manifest = tmp_path / "hosts.toml"
+    cache.record_pin(IMAGE, manifest)
+    manifest.write_text("[kexec.i")
+    assert cache.gc(dry_run=False) == []
+
+
+def test_gc_reads_the_value_and_not_the_text(cache: Cache, tmp_path: Path) -> None:
+    manifest = tmp_path / "hosts.toml"
+    cache.record_pin(IMAGE, manifest)
+    manifest.write_text(f"# was {SHA256}\n")
+    assert len(cache.gc(dry_run=True)) == 1
+    escaped = "".join(f"\\u{ord(char):04x}" for char in SHA256)
+    manifest.write_text(f'[kexec."i"]\nsha256 = "{escaped}"\n')
+    assert cache.gc(dry_run=True) == []
+
+
+def test_gc_keeps_what_is_about_to_be_pinned_for_an_hour(cache: Cache, tmp_path: Path) -> None:
+    manifest, clock = tmp_path / "hosts.toml", FakeClock()
+    manifest.write_text("")
+    later = Cache(cache.folder, clock)
+    later.record_pin(IMAGE, manifest, is_pending=True)
+    assert later.gc(dry_run=False) == []
+    clock.pass_time(hours=2)
+    assert len(later.gc(dry_run=True)) == 1
+
+
+def test_gc_leaves_what_is_in_use_and_says_so(cache: Cache) -> None:
+    notes: list[str] = []
+    with cache.locked(SHA256):
+        assert cache.gc(dry_run=False, note=notes.append) == []
+    assert f"process {os.getpid()}" in notes[0]
     assert len(cache.gc(dry_run=False)) == 1
+
+
+LEFT_BY_A_KILL = (
+    f"{SHA256}.store/image.tar.gz",
+    f"{SHA256}.ab12cd34.store/image.tar.gz",
+    f"{SHA256}.ab12cd34.tmp",
+    f".{SHA256}.json.ab12cd34",
+    f"{SHA256}.part.json.tmp",
+)
+
+
+@pytest.mark.parametrize("how", ["gc", "clean"])
+def test_what_a_killed_process_left_goes(cache: Cache, tmp_path: Path, how: str) -> None:
+    for name in LEFT_BY_A_KILL:
+        left = cache.folder / name
+        left.parent.mkdir(exist_ok=True)
+        left.write_bytes(b"x" * 5000)
+    manifest = tmp_path / "hosts.toml"
+    cache.record_pin(IMAGE, manifest)
+    manifest.write_text(f"kexec.i.sha256 = '{SHA256}'")
+    if how == "gc":
+        assert sum(one.size for one in cache.gc(dry_run=False)) == 5 * 5000
+        assert cache.find(IMAGE) is not None
+    else:
+        assert cache.clean([IMAGE]) == len(BODY) + 5 * 5000
+    assert not any((cache.folder / name).exists() for name in LEFT_BY_A_KILL)
+    assert not any((cache.folder / name).parent.name.endswith(".store") and (cache.folder / name).parent.exists()
+                   for name in LEFT_BY_A_KILL)  # fmt: skip
+
+
+def test_pins_do_not_grow_without_end(cache: Cache) -> None:
+    clock = FakeClock()
+    growing = Cache(cache.folder, clock)
+    for number in range(250):
+        growing.record_pin(IMAGE, Path(f"/build/{number}/hosts.toml"))
+        clock.pass_time(minutes=1)
+    pins = growing.entry(SHA256).pinned_by
+    assert len(pins) == 200
+    assert "/build/249/hosts.toml" in pins
+
+
+def test_a_manifest_whose_name_is_not_utf8(cache: Cache, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff with blanks")
+    folder.mkdir()
+    manifest = folder / "hosts.toml"
+    manifest.write_text(f"[kexec]\ni = {{sha256='{SHA256}'}}")
+    cache.record_pin(IMAGE, manifest)
+    assert str(manifest) in cache.entry(SHA256).pinned_by
+    assert cache.gc(dry_run=False) == []
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o757])
+def test_a_folder_that_others_can_write_to_is_refused(cache: Cache, mode: int) -> None:
+    cache.folder.chmod(mode)
+    with pytest.raises(NixaError, match="others can write"):
+        cache.make()
+    with pytest.raises(NixaError, match="others can write") as caught:
+        cache.find(IMAGE)
+    assert "chmod go-w" in caught.value.render()
+
+
+def test_a_planted_link_is_not_followed(cache: Cache, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    cache.file(SHA256, ".lock").symlink_to(victim)
+    with pytest.raises(NixaError, match="can't be opened"), cache.locked(SHA256):
+        pass
+    assert victim.read_text() == "mine"
+
+
+def test_a_damaged_file_that_was_replaced_meanwhile_stays(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = cache.path(IMAGE)
+    path.write_bytes(b"damaged")
+    real = hashing.hash_file
+
+    def hash_and_replace(file: Path, progress: Callable[[int, int | None], None] | None = None) -> str:
+        digest = real(file, progress)
+        if digest != SHA256:  # another run fetches the right one while this one has seen the wrong one
+            fresh = file.with_name("fresh")
+            fresh.write_bytes(BODY)
+            fresh.replace(file)
+        return digest
+
+    monkeypatch.setattr("nixa_tasks.image.cache.cache.hash_file", hash_and_replace)
+    cache.find(IMAGE)
+    assert path.read_bytes() == BODY
+
+
+def test_what_is_carried_in_shares_nothing_with_the_original(cache: Cache, tmp_path: Path) -> None:
+    carried = tmp_path / "carried.tar.gz"
+    carried.write_bytes(BODY)
+    other = Cache(tmp_path / "other", CLOCK)
+    path = fetch(
+        replace(IMAGE, url=str(carried)), other, progress=lambda _d, _t: None, note=lambda _text: None
+    )
+    with carried.open("r+b") as file:
+        file.write(b"rewritten in place")
+    assert path.read_bytes() == BODY
 
 
 def test_gc_leaves_foreign_files_alone(cache: Cache) -> None:
@@ -193,15 +336,15 @@ def test_pins_of_many_writers_are_all_kept(cache: Cache) -> None:
 
 def test_a_folder_that_cant_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(NixaError, match="can't be made"):
-        Cache(tmp_path / "file/cache").make()
+    with pytest.raises(NixaError, match="can't be created"):
+        Cache(tmp_path / "file/cache", CLOCK).make()
 
 
 @pytest.mark.parametrize("as_url", [True, False])
 def test_an_image_carried_in_by_hand(tmp_path: Path, as_url: bool) -> None:
     carried = tmp_path / "carried in.tar.gz"
     carried.write_bytes(BODY)
-    cache = Cache(tmp_path / "cache")
+    cache = Cache(tmp_path / "cache", CLOCK)
     image = replace(IMAGE, url=carried.as_uri() if as_url else str(carried))
     path = fetch(image, cache, progress=lambda _done, _total: None, note=lambda _text: None)
     assert path.read_bytes() == BODY
@@ -214,7 +357,7 @@ def test_an_image_carried_in_by_hand(tmp_path: Path, as_url: bool) -> None:
 def test_a_wrong_file_carried_in_is_named_and_not_taken(tmp_path: Path) -> None:
     carried = tmp_path / "x.tar.gz"
     carried.write_bytes(b"wrong")
-    cache = Cache(tmp_path / "cache")
+    cache = Cache(tmp_path / "cache", CLOCK)
     with pytest.raises(NixaError, match=r"x\.tar\.gz: the file is not the pinned one"):
         fetch(replace(IMAGE, url=str(carried)), cache, progress=lambda _d, _t: None, note=lambda _text: None)
     assert list(cache.folder.iterdir()) == []
@@ -222,10 +365,10 @@ def test_a_wrong_file_carried_in_is_named_and_not_taken(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(NixaError, match="can't be taken: No such file"):
+    with pytest.raises(NixaError, match="can't be read: No such file"):
         fetch(
             replace(IMAGE, url="/nowhere/x.tar.gz"),
-            Cache(tmp_path / "cache"),
+            Cache(tmp_path / "cache", CLOCK),
             progress=lambda _d, _t: None,
             note=lambda _text: None,
         )
