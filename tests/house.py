@@ -10,6 +10,7 @@ import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from datetime import timedelta
 from enum import Enum
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network
@@ -27,7 +28,7 @@ _MUTATORS = frozenset(
     ("append", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove", "discard", "clear")
 )  # fmt: skip
 _ATOMS = (str, bytes, int, float, complex, type(None), type(...), re.Pattern, PurePath, Enum, type, range,
-          IPv4Network, IPv6Network, ctypes.CDLL)  # fmt: skip
+          IPv4Network, IPv6Network, ctypes.CDLL, timedelta)  # fmt: skip
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, ModuleType)
 
 
