@@ -37,7 +37,7 @@ FINGERPRINTS = {
     "the image's state": "270b90e1a6d07b56",
     "begin the image anew": "e0c0c251aaca9dcd",
     "append to the image": "498cdfefc17eff99",
-    "kexec": "9b1f8b04d788737f",
+    "kexec": "3e43d93372e5651e",
     "fence.sh": "54e67472763fa1a5",
     "guard.sh": "c57502b6a7e415a4",
     "boot_once.sh": "d844e4f24a4a4f27",

@@ -46,6 +46,7 @@ class Exit(IntEnum):
     NOT_UNPACKED = 91
     NO_JUMP = 92
     NO_SPACE = 93
+    WRONG_TREE = 94
 
 
 _SENTENCE = "machine will boot into nixos"  # what kexec/run says once it is past returning
@@ -56,6 +57,15 @@ set -- $(df -Pk . | tail -n 1)
 [ "$4" -ge {_FULL_KIB} ] || exit {Exit.NO_SPACE}
 exit 1
 """
+# The list of what lies here, as `tarball._Seen.tree_sha256` makes it of the archive.
+LISTING = """list() { for f in "$1"/* "$1"/.[!.]* "$1"/..?*; do
+  if [ -L "$f" ]; then printf 'l %s %s\\n' "$(readlink "$f")" "${f#./}"
+  elif [ -d "$f" ]; then printf 'd %s\\n' "${f#./}"; list "$f"
+  elif [ -f "$f" ]; then printf 'f %s %s\\n' "$(($(wc -c <"$f")))" "${f#./}"
+  elif [ -e "$f" ]; then printf '? %s\\n' "${f#./}"
+  fi
+done; }
+listing() { list .; for f in kexec/run kexec/kexec; do s=$(sha256sum <"$f"); printf 'h %s %s\\n' "${s%% *}" "$f"; done; }"""
 _BOOT = f"""
 set -u; cd "$1" || exit 1; umask 077; top=$PWD
 end() {{ cd "$top" && rm -rf tree again again.sum; exit "$1"; }}  # root's files, which the login can't remove
@@ -67,6 +77,9 @@ wait $!
 read -r sum _ <../again.sum
 [ "$sum" = "$3" ] || {{ echo "it changed while it was unpacked"; end {Exit.WRONG_HASH}; }}
 [ -x kexec/run ] || end {Exit.NOT_UNPACKED}
+{LISTING}
+sum=$(listing | LC_ALL=C sort | sha256sum)
+[ "${{sum%% *}}" = "$6" ] || {{ echo "it unpacked to this:"; listing | LC_ALL=C sort | head -n 60; end {Exit.WRONG_TREE}; }}
 TMPDIR=$PWD setsid sh -c '"$1" --kexec-extra-flags "$2" >../run.log 2>&1; echo $? >../run.status' sh "$PWD/kexec/run" "$5" &
 wait $!
 cat ../run.log
@@ -226,6 +239,7 @@ def boot(ssh: Ssh, delivered: Delivered, *, extra_flags: str, log: Sink) -> None
             obtained.sha256,
             _tar(obtained)[0],
             extra_flags,
+            obtained.summary.tree_sha256,
             root=True,
             deadline=_UNPACK_SECONDS,
             output=Output(sink=log),
@@ -242,6 +256,9 @@ def boot(ssh: Ssh, delivered: Delivered, *, extra_flags: str, log: Sink) -> None
                     "the host could not unpack the image; nothing of it ran",
                     "is the host's disk full?",
                 )
+            case Exit.WRONG_TREE:
+                what = "the host unpacked something else than what is in the image; nothing of it ran"
+                hint = "its tar reads the archive in another way: see what it unpacked, and pin another image"
             case Exit.NO_JUMP:
                 what = "kexec/run did not boot the installer"
                 hint = "see what it says; `kexec_extra_flags` in hosts.toml go to kexec, and Secure Boot must be off"
