@@ -112,7 +112,9 @@ go_back() { # REASON
   rm -f confirm
   leave_to_others
   restore_profile
-  activate_wholly "$before" test rollback.log
+  for attempt in 1 2 3; do # something may hold the lock of the activation that was just ended
+    if activate_wholly "$before" test rollback.log || [ "$(live)" = "$before" ]; then break; fi
+  done
   loader=
   if [ -n "$is_default_set" ] && ! activate_wholly "$before_profile" boot rollback.log; then
     loader="; its boot loader could not be set back"

@@ -176,13 +176,17 @@ class Guard:
         self.leave_to_others(self.word("new"))
         if self.root.profile != self.before_profile:
             yield from self.set_profile(self.before_profile)
-        yield from self.activate_wholly(self.before, "test")
+        for _ in range(3):
+            if (yield from self.activate_wholly(self.before, "test")) or self.boot.system == self.before:
+                break
         is_set_back = True
         if self.is_default_set:
             is_set_back = yield from self.activate_wholly(self.before_profile, "boot")
         if self.boot.system == self.before and self.root.profile == self.before_profile and is_set_back:
             yield from self.write_receipt("back.json", "rolled-back")
         else:
+            if not self.machine.world.systems[self.before].is_good:
+                self.machine.is_stuck = True
             yield from self.write_receipt("stuck.json", "stuck")
         raise _Exit
 

@@ -459,7 +459,7 @@ class _Play:
             if controller.current is not None:
                 world.violate("ends", f"{controller.name} is not done after {_PATIENCE:g} s")
                 return
-        if self._is_left_on_bad():
+        if self._is_left_on_bad() and not machine.is_stuck:
             world.violate("taken back", f"{machine.name} still runs {machine.live}, which is not good")
             return
         if (

@@ -130,7 +130,8 @@ class Boot:
 
 @dataclass(slots=True)
 class Machine:
-    """A machine. `boot` is None while it is off or on its way up."""
+    """A machine. `boot` is None while it is off or on its way up; `is_stuck`: the system to go back to is
+    not good either, and did not activate."""
 
     world: World
     name: str
@@ -142,6 +143,7 @@ class Machine:
     confirm_timeout: float = 60.0
     boot: Boot | None = None
     is_on: bool = True
+    is_stuck: bool = False
     boots: int = 0
     wiped: int = 0
     lived: list[tuple[float, str | None]] = field(default_factory=list)

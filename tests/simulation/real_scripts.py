@@ -39,7 +39,7 @@ FINGERPRINTS = {
     "append to the image": "498cdfefc17eff99",
     "kexec": "3e43d93372e5651e",
     "fence.sh": "54e67472763fa1a5",
-    "guard.sh": "c57502b6a7e415a4",
+    "guard.sh": "c47ba3713c30cdce",
     "boot_once.sh": "d844e4f24a4a4f27",
 }
 

@@ -159,7 +159,7 @@ class World:
         limit = machine.confirm_timeout + GRACE_SECONDS
 
         def check() -> None:
-            if machine.boot is boot and boot.broken_since == since:
+            if machine.boot is boot and boot.broken_since == since and not machine.is_stuck:
                 self.violate("reachable", f"{machine.name} can't be reached {limit:g} s after a bad switch")
 
         self.scheduler.after(limit, check)
