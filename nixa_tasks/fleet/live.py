@@ -27,6 +27,8 @@ from nixa_tasks.state.journal import TURNS, Event, Kind
 _MARKS = {"done": ("✓", "green"), "failed": ("✗", "red"), "stopped": ("■", "yellow"),
           "not started": ("○", "yellow")}  # fmt: skip
 
+_LASTING = frozenset({"on_finish"})  # its words stay on the screen when the table goes
+
 
 @dataclass(slots=True)
 class _Row:
@@ -70,6 +72,11 @@ class Live:
         self._live.stop()
 
     def __call__(self, event: Event) -> None:
+        if event.kind is Kind.NOTE and event.step in _LASTING:
+            self._console.print(
+                Text(f"{event.step}: {event.text}")
+            )  # without the lock: it draws the table anew
+            return
         with self._lock:
             if event.kind is Kind.PROGRESS:
                 self._progress(event)

@@ -135,6 +135,16 @@ def test_a_host_whose_turn_does_not_come_is_shown_as_that(monkeypatch: pytest.Mo
     assert " ".join(shown.get().split()) == "○ web2 0.0 s not started: wave 1 failed (web1)"
 
 
+def test_what_on_finish_prints_stays_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    stream = io.StringIO()
+    view = Live(stream, colour=False)
+    view(Event(Kind.BEGIN, "", "on_finish"))
+    view(Event(Kind.NOTE, "", "on_finish", "ticket 17 was closed [bold]"))
+    view.close()
+    assert stream.getvalue().count("on_finish: ticket 17 was closed [bold]\n") == 1
+
+
 def test_a_plan_says_which_wave_a_host_is_in() -> None:
     rows = [plan.Planned(name, "switch", "it has a new output") for name in ("web1", "web2")]
     assert "wave" not in plan.render(plan.in_waves(rows, {}), 80)
