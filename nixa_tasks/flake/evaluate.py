@@ -69,7 +69,7 @@ class Evaluation:
     """The outputs of the hosts that a run is about. Safe to ask from many threads: the first one
     evaluates for all.
 
-    `wanted`: each host's attribute. `recheck` takes the fingerprint again, so that an edit while
+    `wanted`: each host's attribute. `unwritten`: why what was evaluated could not be written down. `recheck` takes the fingerprint again, so that an edit while
     the flake is copied is noticed.
     """
 
@@ -94,6 +94,7 @@ class Evaluation:
         self._sink = _Remarks(reporting)
         self._results: dict[str, Result] | None = None
         self._lock = threading.Lock()
+        self.unwritten: NixaError | None = None
 
     def of(self, host: str) -> Output:
         """One host's output, from the stamps or evaluated now. Raises what its evaluation raised."""
@@ -149,7 +150,10 @@ class Evaluation:
 
         def keep(found: Mapping[str, Result]) -> None:
             good = {host: result for host, result in found.items() if isinstance(result, Output)}
-            record(self._layout, fingerprint, frozen.reference, good)
+            try:
+                record(self._layout, fingerprint, frozen.reference, good)
+            except NixaError as error:  # a folder that can't be written can still be looked at
+                self.unwritten = error
 
         def done(found: Mapping[str, Result]) -> None:
             mine = {host: found[attr] for host, attr in wanted.items() if attr in found}

@@ -50,24 +50,38 @@ class Fingerprint:
     is_fixed: bool = False
     is_impure: bool = False
 
+    @property
+    def is_dirty(self) -> bool:
+        """Whether what is evaluated is no commit: a git tree with uncommitted changes."""
+        return self.revision.endswith("-dirty")
+
 
 def fingerprint(
-    nix: Nix, flake: str, layout: Layout, *, excluded: tuple[Path, ...] = (), impure: bool = False
+    nix: Nix,
+    flake: str,
+    layout: Layout,
+    *,
+    excluded: tuple[Path, ...] = (),
+    impure: bool = False,
+    manifest: Path | None = None,
 ) -> Fingerprint:
     """The fingerprint of a flake reference, local or remote.
 
     `layout`: nixa's own state, and `excluded`: absolute paths (the cache of images), which do not
-    count where they lie inside a flake that is not in git.
+    count where they lie inside a flake that is not in git. `manifest`: hosts.toml, which does not
+    count at the top of a git tree whose *.nix files can't have read it.
     Raises nix.errors.NixFailed, NixaError.
     """
-    seen = _fingerprint(nix, reference.parse(flake), (layout.state, *excluded))
+    seen = _fingerprint(nix, reference.parse(flake), (layout.state, *excluded), manifest)
     return replace(seen, is_impure=True) if impure else seen
 
 
-def _fingerprint(nix: Nix, place: Reference, excluded: tuple[Path, ...]) -> Fingerprint:
+def _fingerprint(
+    nix: Nix, place: Reference, excluded: tuple[Path, ...], manifest: Path | None
+) -> Fingerprint:
     match place.kind:
         case Kind.GIT:
-            return _git(nix, place)
+            return _git(nix, place, manifest)
         case Kind.PLAIN:
             root = place.local
             total = _tree_hash(root, excluded)
@@ -82,7 +96,7 @@ def _fingerprint(nix: Nix, place: Reference, excluded: tuple[Path, ...]) -> Fing
             assert_never(place.kind)
 
 
-def _git(nix: Nix, place: Reference) -> Fingerprint:
+def _git(nix: Nix, place: Reference, manifest: Path | None) -> Fingerprint:
     tree = GitTree(nix.processes, place.local)
     flake = place.local / place.subdir
     commit, committed = tree.head()
@@ -91,8 +105,13 @@ def _git(nix: Nix, place: Reference) -> Fingerprint:
         metadata = ask(nix, place.url)
         content, is_dirty = metadata.content, not metadata.locked.get("rev")
     else:
-        content = tree.tree_hash()
-        is_dirty = content != committed
+        is_unread = (
+            manifest is not None
+            and manifest.resolve().parent == place.local
+            and not tree.may_read(manifest.name)
+        )
+        whole, content = tree.tree_hash(manifest.name if manifest is not None and is_unread else None)
+        is_dirty = whole != committed
     revision = (commit or "no commit") + ("-dirty" if is_dirty else "")
     value = f"git:{content}:{place.subdir or '.'}" + _path_inputs(flake)
     if reads_revision:

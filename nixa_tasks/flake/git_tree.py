@@ -34,6 +34,16 @@ _OF_SOMETHING_ELSE = frozenset(
 )
 
 
+# What a *.nix file says that may make it read a file which it does not name: the whole tree, or a listing.
+_READS_THE_TREE = (
+    r"(^|[][:space:](=:{\"[])\.\.?(/\.\.?)+([][:space:];)}\"]|$)"  # ./. and ../..
+    r"|\$\{[[:space:]]*(inputs\.)?self[[:space:]]*\}|self[[:space:]]*\+|=[[:space:]]*(inputs\.)?self[[:space:]]*;"
+    r"|(toString|import|\()[[:space:]]*(inputs\.)?self([^.A-Za-z]|$)|self\.(outPath|narHash|sourceInfo)"
+    r"|readDir|readFileType|fromTOML|getFlake|builtins\.path|fileset|filterSource|cleanSource|lib\.(filesystem|sources)"
+    r"|includeAllModules"
+)
+
+
 class GitTree:
     """The working tree at `root`, without symlinks, of a git repository."""
 
@@ -46,8 +56,9 @@ class GitTree:
         said = (self._query("rev-parse", "-q", "HEAD", "HEAD^{tree}") or "").split()
         return (said[0], said[1]) if len(said) == 2 else (None, None)
 
-    def tree_hash(self) -> str:
-        """The hash of the tree that the tracked files make as they are now, committed or not.
+    def tree_hash(self, unread: str | None = None) -> tuple[str, str]:
+        """The hash of the tree that the tracked files make as they are now, committed or not, and the
+        same without the file `unread`.
 
         The repository itself is left as it is. Raises CommandFailed, NixaError.
         """
@@ -62,7 +73,11 @@ class GitTree:
                 "GIT_ALTERNATE_OBJECT_DIRECTORIES": str((self.root / objects).resolve()),
             }
             self._ask("add", "-u", ".", env=env)
-            return self._ask("write-tree", env=env)
+            whole = self._ask("write-tree", env=env)
+            if unread is None:
+                return whole, whole
+            self._ask("rm", "--cached", "--quiet", "--ignore-unmatch", "--", unread, env=env)
+            return whole, self._ask("write-tree", env=env)
 
     def is_regular(self) -> bool:
         """Whether git's hash of the tree tells Nix's: no submodule, no attribute or setting that
@@ -84,6 +99,13 @@ class GitTree:
         if any(match[1] not in others for line in found for match in _SELECTED.finditer(line)):
             return True
         return bool(found) and self._inherits_from_self()
+
+    def may_read(self, name: str) -> bool:
+        """Whether an evaluation may read the tracked file `name` at the top of the tree: a *.nix file names
+        it, or takes the whole tree. In doubt, yes: that costs an evaluation."""
+        pattern = f"{re.escape(name)}|{_READS_THE_TREE}"
+        done = self._run(("grep", "-qE", "-e", pattern, "--", "*.nix"), None, check=False)
+        return done.status != 1
 
     def _inherits_from_self(self) -> bool:
         pattern = r"(inherit[[:space:]]*\(|with)[[:space:]]*(inputs[[:space:]]*\.[[:space:]]*)?self"

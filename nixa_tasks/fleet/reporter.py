@@ -17,6 +17,7 @@ from nixa_tasks.errors import NixaError
 from nixa_tasks.state.journal import TURNS, Event, Kind
 
 _PROGRESS_SECONDS = 5.0
+_MOST_NAMES = 6
 FAILED, NOT_STARTED, UNCHANGED = "failed", "not started", "unchanged"
 
 
@@ -100,7 +101,7 @@ def summary(results: Sequence[Result], errors: Sequence[NixaError], width: int |
     """The end of a run: the errors in full, then one table."""
     width = width or text.terminal_width()
     lines: list[str] = []
-    for error in errors:
+    for error in _grouped(errors):
         lines += ["", *error.render().splitlines()]
     if results:
         rows = [
@@ -109,3 +110,18 @@ def summary(results: Sequence[Result], errors: Sequence[NixaError], width: int |
         ]
         lines += ["", *text.table(("host", "outcome", "time", "what"), rows, width)]
     return lines
+
+
+def _grouped(errors: Sequence[NixaError]) -> list[NixaError]:
+    """The errors; what is the same for several hosts once, with their names in front."""
+    groups: dict[tuple[object, ...], list[NixaError]] = {}
+    for error in errors:
+        groups.setdefault((error.what, error.tail, error.log, error.hint), []).append(error)
+    shown = []
+    for group in groups.values():
+        first = group[0]
+        hosts = list(dict.fromkeys(error.host for error in group if error.host))
+        more = f" and {len(hosts) - _MOST_NAMES} more" if len(hosts) > _MOST_NAMES else ""
+        names = (", ".join(hosts[:_MOST_NAMES]) + more) or None
+        shown.append(NixaError(first.what, host=names, tail=first.tail, log=first.log, hint=first.hint))
+    return shown

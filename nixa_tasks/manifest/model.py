@@ -82,6 +82,14 @@ class OnDrift(StrEnum):
     DEPLOY = "deploy"
 
 
+class Dirty(StrEnum):
+    """What a deploy does where the flake's git tree has uncommitted changes."""
+
+    ALLOW = "allow"
+    WARN = "warn"
+    REFUSE = "refuse"
+
+
 @dataclass(frozen=True, slots=True)
 class FileSecret:
     """A secret, or a tree of them, that lies in a file or folder here."""
@@ -462,6 +470,11 @@ class Fleet:
         FLAG, "Impure evaluation",
         "Whether the flake may read what lies outside of it (`--impure`). It is then evaluated at every run.",
         default=False, example=True,
+    )  # fmt: skip
+    dirty: Dirty = key(
+        choice(Dirty), "Uncommitted changes",
+        "What a deploy does where the flake's git tree has uncommitted changes.",
+        default=Dirty.WARN, example="refuse",
     )  # fmt: skip
     copy_jobs: int = key(
         whole(1, 1000), "Copies", "How many hosts are sent a closure or an image at the same time.",

@@ -77,8 +77,12 @@ class NixaDB:
         return found
 
     def _write(self, task_id: str) -> None:
+        import sqlite3
+
         encoded = self._codec.encode(self._tasks[task_id])
-        self._database.execute("insert or replace into doit values (?, ?)", (task_id, encoded))
+        # A file that can be read but not written, or a full disk: what is learnt is forgotten.
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._database.execute("insert or replace into doit values (?, ?)", (task_id, encoded))
         self._dirty.discard(task_id)
 
     @property

@@ -157,6 +157,8 @@ def why_evaluate(run: Run, host: str) -> str | None:
 
 def _evaluate(run: Run, host: str) -> Task:
     output = run.output(host)
+    if (unwritten := run.evaluation_for(host).unwritten) is not None:
+        raise unwritten
     return {"system": output.system, "drv": output.toplevel_drv, "out": output.toplevel_out}
 
 
@@ -210,6 +212,7 @@ def _deploy(run: Run, host: str) -> Task:
     from nixa_tasks.deploy.decide import Asked
     from nixa_tasks.tasks.turn import Request, carry_out
 
+    run.check_dirty(host)
     carry_out(run, host, Request(Asked.DEPLOY, again=True))
     receipt = run.receipt(host)
     return {"target": run.manifest.hosts[host].target, "out": receipt.out if receipt else None}
@@ -230,6 +233,7 @@ def _reinstall(run: Run, host: str, yes_wipe: str) -> None:
         raise UsageError(f"--yes-wipe {yes_wipe} does not name {host}; nothing was done", host=host)
     if not yes_wipe:
         _ask_for_name(run, host)
+    run.check_dirty(host)
     carry_out(run, host, Request(Asked.REINSTALL))
 
 

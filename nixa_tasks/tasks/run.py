@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nixa_tasks.errors import NixaError
 from nixa_tasks.files import read_json
 from nixa_tasks.fleet.reporter import Result
-from nixa_tasks.manifest.model import Host, Manifest
+from nixa_tasks.manifest.model import Dirty, Host, Manifest
 from nixa_tasks.process.run import LocalProcesses, local
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.layout import Layout
@@ -113,6 +113,7 @@ class Run:
     _evaluation: Evaluation | None = None
     _later: dict[str, Evaluation] = field(default_factory=dict)
     _uplink: Uplink | None = None
+    _is_dirty_noted: bool = False
     _neighbours: Neighbours | None = None
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -179,8 +180,32 @@ class Run:
         from nixa_tasks.flake.fingerprint import fingerprint
 
         fleet = self.manifest.fleet
-        excluded = (fleet.cache,) if fleet.cache else ()
-        return fingerprint(self.nix, fleet.flake, self.layout, excluded=excluded, impure=fleet.impure)
+        return fingerprint(
+            self.nix,
+            fleet.flake,
+            self.layout,
+            excluded=(fleet.cache,) if fleet.cache else (),
+            impure=fleet.impure,
+            manifest=self.manifest.path,
+        )
+
+    def check_dirty(self, host: str) -> None:
+        """Before the host is changed: what `[fleet] dirty` says of a flake with uncommitted changes; a warning
+        once a run. Raises NixaError."""
+        policy = self.manifest.fleet.dirty
+        if policy is Dirty.ALLOW or not self.fingerprint.is_dirty:
+            return
+        what = "the flake has uncommitted changes, which no commit will tell of"
+        if policy is Dirty.REFUSE:
+            raise NixaError(
+                f'{what}, and hosts.toml says dirty = "refuse"',
+                host=host,
+                hint="commit them, or stash them: git status",
+            )
+        with self._lock:
+            is_new, self._is_dirty_noted = not self._is_dirty_noted, True
+        if is_new:
+            self.journal.note("", "flake", f'{what} (dirty = "allow" in [fleet] says that this is meant)')
 
     def output(self, host: str) -> Output:
         """What the flake says of the host, evaluated together with the others that were asked for.

@@ -52,6 +52,48 @@ def test_staged_intended_and_deleted_files_and_modes_count(project: Project) -> 
     assert len(set(values)) == len(values)
 
 
+def with_manifest(project: Project, text: str, extra: str = "") -> str:
+    manifest = project.root / "hosts.toml"
+    manifest.write_text(text)
+    project.write(extra)
+    project.git("add", "-A")
+    return fingerprint(project.nix, str(project.root), project.layout, manifest=manifest).value
+
+
+def test_an_edit_of_hosts_toml_is_no_new_content_to_a_flake_that_does_not_read_it(project: Project) -> None:
+    assert with_manifest(project, "version = 1") == with_manifest(project, "version = 1\n")
+    assert project.seen().value != with_manifest(project, "version = 1\n"), "but for whom it may be read"
+
+
+@pytest.mark.parametrize("text", [
+    "builtins.fromTOML (builtins.readFile ./hosts.toml)", "builtins.readFile (./. + \"/x\")", "{ src = ./.; }",
+    "\"${./.}/x\"", "\"${self}/x\"", "self + \"/x\"", "{ flake = self; }", "toString self", "import self",
+    "self.outPath", "self.narHash", "builtins.readDir ./lib", "lib.fileset.toSource { }", "[ ../.. ]", "[ ./. ]",
+])  # fmt: skip
+def test_a_flake_that_may_read_hosts_toml_has_new_content_with_it(project: Project, text: str) -> None:
+    extra = f"other = {text};"
+    assert with_manifest(project, "version = 1", extra) != with_manifest(project, "version = 1\n", extra)
+
+
+@pytest.mark.parametrize("text", [
+    "import ./hosts/web1.nix", "import ../lib/x.nix", "import ../../lib", "{ inherit self; }",
+    "{ specialArgs = { inherit inputs self; }; }", "self.nixosConfigurations.web1", "./files/motd", "self.packages",
+])  # fmt: skip
+def test_what_a_flake_usually_says_does_not_read_hosts_toml(project: Project, text: str) -> None:
+    extra = f"other = {text};"
+    assert with_manifest(project, "version = 1", extra) == with_manifest(project, "version = 1\n", extra)
+
+
+def test_a_changed_hosts_toml_makes_a_tree_dirty_all_the_same(project: Project) -> None:
+    with_manifest(project, "version = 1")
+    project.git("commit", "-qm", "x")
+    manifest = project.root / "hosts.toml"
+    seen = fingerprint(project.nix, str(project.root), project.layout, manifest=manifest)
+    assert not seen.is_dirty
+    manifest.write_text("version = 1\n")
+    assert fingerprint(project.nix, str(project.root), project.layout, manifest=manifest).is_dirty
+
+
 def test_asking_leaves_index_and_objects_as_they_are(project: Project) -> None:
     (project.root / "notes.txt").write_text("two\n")
     index = (project.root / ".git/index").read_bytes()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nixa_tasks import text
-from nixa_tasks.errors import NixaError
+from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.fleet import plan
 from nixa_tasks.fleet.live import Live
 from nixa_tasks.fleet.reporter import Lines, Result, summary, wants_colour
@@ -67,6 +67,15 @@ def test_the_end_shows_every_error_in_full_and_one_table() -> None:
     assert "web2: it broke\n    | why\n    whole log: /x.log\n    what to do: mend it" in shown
     assert max(map(len, lines)) <= 80
     assert "web1  installed  12 s" in shown
+
+
+def test_an_error_of_many_hosts_is_told_once_with_their_names() -> None:
+    errors = [NixaError("the flake has uncommitted changes", host=f"web{number}") for number in range(9)]
+    errors.append(CommandFailed("it broke", host="db1", argv=("x",), status=1))
+    assert [line for line in summary([], errors) if line] == [
+        "web0, web1, web2, web3, web4, web5 and 3 more: the flake has uncommitted changes",
+        "db1: it broke",
+    ]
 
 
 def test_a_table_in_a_pipe_is_whole_and_every_row_is_one_line() -> None:
