@@ -211,8 +211,9 @@ def _prepare(turn: Turn, decided: Decided) -> None:
         preflight.check_root(reached)
         turn.suppliers.there(turn, replace(reached.ssh, fence=None))
         return
-    turn.suppliers.system(turn)
+    system = turn.suppliers.system(turn)
     if decided.action is Action.INSTALL:
+        preflight.check_later_login(turn.host, system)
         preflight.check_host(reached, turn.output.system, turn.manifest.fleet.kexec_phase)
         turn.suppliers.disko(turn)
 

@@ -221,6 +221,9 @@ def finish(turn: Turn, reached: Reached, ssh: Ssh, parts: Parts) -> Receipt:
         fence = Fence(facts.boot_id, held.token, wanted)
         receipts.write_remote(dataclasses.replace(installed.ssh, fence=fence), receipt)
         receipts.remember(turn, receipt)
+        locked_out = preflight.login_afterwards(installed)
+    if locked_out is not None:
+        raise locked_out
     return receipt
 
 

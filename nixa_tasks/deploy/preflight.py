@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
 from nixa_tasks.deploy import disks
 from nixa_tasks.deploy.disks import Disks
 from nixa_tasks.errors import NixaError
+from nixa_tasks.host import probe
 from nixa_tasks.host.probe import Os, Root
 from nixa_tasks.host.reach import Reached
 from nixa_tasks.host.ssh import Ssh, script
-from nixa_tasks.manifest.model import KexecPhase
+from nixa_tasks.manifest.model import Host, KexecPhase
 from nixa_tasks.process.run import Output
 
 _NEEDED = ("tar", "gzip", "cpio", "setsid")
 _LEAST_MEMORY = 900 << 20  # nixos-anywhere asks for 1 GB; firmware and kernel keep some of it
 _DISK_SECONDS = 120.0
+_OTHER_KEYS: Final = re.compile(r"(?mi)^\s*(TrustedUserCAKeys|AuthorizedKeysCommand)\s+(?!none\b)")
 _ANSWER = Output(sink_stdout=False, keep=1 << 18, limit=1 << 20)
 
 
@@ -49,6 +57,48 @@ def check_host(reached: Reached, system: str, phase: KexecPhase) -> None:
             host=name,
             hint="give it more memory, or install it from an image",
         )
+
+
+def check_later_login(host: Host, system: Path) -> None:
+    """Whether the new system has an ssh key for the user of later deploys, as far as its closure tells:
+    NixOS puts the declared keys into `etc/ssh/authorized_keys.d`. Where keys may come another way (with
+    the extra files, by a certificate or a command), nothing is known. Raises NixaError."""
+    declared = system / "etc/ssh/authorized_keys.d"
+    if host.extra_files is not None or not declared.is_dir() or (declared / host.user).exists():
+        return
+    with contextlib.suppress(OSError):
+        if _OTHER_KEYS.search((system / "etc/ssh/sshd_config").read_text()):
+            return
+    known = ", ".join(sorted(path.name for path in declared.iterdir())) or "nobody"
+    raise NixaError(
+        f"the new system would lock {host.user} out: it has ssh keys for {known} only; nothing was changed",
+        host=host.name,
+        hint=f"add users.users.{host.user}.openssh.authorizedKeys.keys to its configuration;\n"
+        f'or set user = "root", with install_user = "{host.user}" for the machine as it is now',
+    )
+
+
+def login_afterwards(reached: Reached) -> NixaError | None:
+    """What keeps the user of later deploys out of a system that root was just let into."""
+    host, ssh = reached.ssh.host, reached.ssh
+    if host.user == ssh.user:
+        return None
+    later = replace(ssh, user=host.user)
+    try:
+        facts = probe.ask(later)
+    except NixaError as error:
+        why = error.what
+    else:
+        later.disconnect()
+        if facts.root is not Root.NO:
+            return None
+        why = f"{host.user} can't become root"
+    return NixaError(
+        f"installed and running, but later deploys log in as {host.user}: {why}",
+        host=host.name,
+        hint="root can still log in. Give the user a key and a way to become root (security.sudo or\n"
+        'doas) in the configuration, or set user = "root" in hosts.toml',
+    )
 
 
 def check_root(reached: Reached) -> None:

@@ -92,22 +92,27 @@ def connect(host: Host, access: Access, note: Note) -> Reached:
 
 
 def _ask(ssh: Ssh) -> tuple[Ssh, Facts]:
-    """The facts, and the login that got them. The installer knows no user but root: a host that was
-    left in it by a deploy that was cut is found there. Raises Unreachable."""
+    """The facts, and the login that got them. Where `user` is refused, `install_user` may get in as long
+    as the machine runs no NixOS, and root into an installer, which knows nobody else: a deploy that
+    was cut off may have left the host there. Raises Unreachable."""
     try:
         return ssh, probe.ask(ssh)
     except Unreachable as error:
-        if error.kind is not Kind.LOGIN or ssh.user == "root":
+        if error.kind is not Kind.LOGIN:
             raise
-        root = ssh.as_root()
-        try:
-            facts = probe.ask(root)
-        except NixaError:
-            raise error from None
-        if facts.os is not Os.INSTALLER:
-            root.disconnect()
-            raise
-        return root, facts
+        before = ssh.host.install_user
+        others = [(before, Os.OTHER)] if before is not None else []
+        others += [("root", Os.INSTALLER)]
+        for user, system in others:
+            if user == ssh.user:
+                continue
+            other = replace(ssh, user=user) if user != "root" else ssh.as_root()
+            with contextlib.suppress(NixaError):
+                facts = probe.ask(other)
+                if facts.os is system or (facts.os is Os.INSTALLER and user == "root"):
+                    return other, facts
+                other.disconnect()
+        raise
 
 
 def as_root(reached: Reached, passwords: Passwords, announce: Note) -> Reached:

@@ -287,6 +287,14 @@ class Host:
     user: str = key(
         text(values.user, WORD), "User", "The user who logs in over ssh.", default="root", example="admin"
     )
+    install_user: str | None = key(
+        text(values.user, WORD),
+        "User before the installation",
+        "The user who logs in where `user` can't yet: on the image that the machine was started with.",
+        default=None,
+        otherwise="`user` logs in before, too",
+        example="ubuntu",
+    )
     port: int | None = key(
         PORT,
         "Port",
