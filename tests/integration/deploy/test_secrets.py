@@ -221,7 +221,7 @@ def test_no_process_and_no_file_shows_a_secret(fleet: Fleet, vault: Vault) -> No
     web1.exec(("sh", "-c", 'printf "%s" "$1" >/var/lib/nixa/receipt.json', "sh", other))
     fleet.change("web1", '{ message = "a third"; }\n')
     refused = doit(fleet, "-a", "deploy:web1", password=None, status=1)
-    assert "refused: it was changed by other means" in refused, "a refusal needs no password either"
+    assert "refused: it has drifted" in refused, "a refusal needs no password either"
 
 
 def test_a_killed_installation_kept_its_secrets_private_and_leaves_none_here(

@@ -29,10 +29,10 @@
       machine = name: host:
         let
           activation = host.activation or "";
-          etc = files "etc-${name}" { } {
-            "lab-message" = "${host.message or "hello"}\n";
-            "ssh/authorized_keys.d/root" = builtins.readFile ./keys/lab.pub;
-          };
+          keys = builtins.readFile ./keys/lab.pub;
+          logins = builtins.listToAttrs (map (user: { name = "ssh/authorized_keys.d/${user}"; value = keys; })
+            (host.users or [ "root" "admin" ]));
+          etc = files "etc-${name}" { } ({ "lab-message" = "${host.message or "hello"}\n"; } // logins);
           toplevel = files "nixos-system-${name}-lab"
             {
               "activate" = builtins.replaceStrings [ "@etc@" "@activation@" ] [ "${etc}" activation ]
@@ -41,11 +41,11 @@
                 (builtins.readFile ./system/switch-to-configuration);
               "init" = "#!/bin/sh\nexec @out@/activate boot\n";
             }
-            {
+            ({
               "system" = system;
               "nixos-version" = "26.05.lab";
               "etc/os-release" = builtins.readFile ./system/os-release;
-            };
+            } // builtins.listToAttrs (map (path: { name = "etc/${path}"; value = keys; }) (builtins.attrNames logins)));
           disko = files "disko-${name}" { "disko" = builtins.readFile ./system/disko; } { };
           # The tools run the derivation itself, so it is a file and no folder.
           diskoScript = derivation {
