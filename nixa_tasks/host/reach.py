@@ -73,7 +73,8 @@ def run_folder(processes: Processes) -> Iterator[Path]:
 def connect(host: Host, access: Access, note: Note) -> Reached:
     """Reach a host with the key that is expected of it, and ask what it is.
 
-    A first contact is remembered once the login worked. Raises HostKeyMismatch before anything
+    A first contact is remembered once the login worked; not with an initrd, which may have a host key
+    of its own. Raises HostKeyMismatch before anything
     is sent, Unreachable, NixaError.
     """
     expected = hostkey.expectation(host, access.known)
@@ -85,7 +86,7 @@ def connect(host: Host, access: Access, note: Note) -> Reached:
             raise hostkey.mismatch(host, expected, shown_key(ssh)) from error
         raise
     reached = settle(ssh, expected.trust, facts)
-    if expected.trust is Trust.FIRST:
+    if expected.trust is Trust.FIRST and facts.os is not Os.INITRD:
         access.known.remember(host, reached.key)
         note(f"first contact: {reached.key.fingerprint} ({reached.key.kind}), remembered")
     return reached

@@ -13,6 +13,7 @@ from nixa_tasks.deploy.decide import Asked
 from nixa_tasks.deploy.deploy import carry_out
 from nixa_tasks.deploy.turn import Done, Started, Suppliers, Turn, Uplink
 from nixa_tasks.errors import Interrupted, NixaError
+from nixa_tasks.files import read_json
 from nixa_tasks.flake.output import Output
 from nixa_tasks.host.host_key import KnownHosts
 from nixa_tasks.host.reach import Access
@@ -23,6 +24,7 @@ from nixa_tasks.image.tarball import Summary
 from nixa_tasks.manifest.model import Fleet, Host, Manifest, UrlImage
 from nixa_tasks.state.journal import Event, Journal, Kind
 from nixa_tasks.state.layout import Layout
+from nixa_tasks.state.receipt import Receipt
 from nixa_tasks.state.run_log import RunLog
 from tests.simulation.machine import Machine
 from tests.simulation.network import Connection, Link, Session, SimulatedClock, SimulatedProcesses
@@ -56,10 +58,17 @@ class MemoryJournal(Journal):
                 pass
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
 @dataclass(slots=True)
 class Controller:
     """A computer with a checkout. `wanted` is what its flake says; `folder` holds its `.nixa` and its
-    known hosts."""
+    known hosts; `recorded` is its history as it was last seen, `has_seen` whether it knew a host key."""
 
     world: World
     name: str
@@ -70,6 +79,8 @@ class Controller:
     calls: int = 0
     links: dict[int, Link] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
+    recorded: str = ""
+    has_seen: bool = False
     at_call: dict[int, list[Callable[[Run], None]]] = field(default_factory=dict)
     at_answer: dict[int, list[Callable[[Session], None]]] = field(default_factory=dict)
 
@@ -83,7 +94,30 @@ class Controller:
         return self.runs[-1] if self.runs and not self.runs[-1].task.is_over else None
 
     def lose_state(self) -> None:
+        """`.nixa/` is gone, or this is a fresh clone."""
         shutil.rmtree(self.folder / ".nixa", ignore_errors=True)
+        self.recorded = ""
+
+    def lose_keys(self) -> None:
+        """A fresh CI runner: it has the pins, and no host key that was seen."""
+        (self.folder / "known_hosts").unlink(missing_ok=True)
+        self.has_seen = False
+
+    def lost_records(self, run: Run) -> str | None:
+        """What was recorded here and is not there any more, or never was, after that run."""
+        place = Layout(self.folder).host(run.host.name)
+        before, self.recorded = self.recorded, _text(place.history)
+        if not self.recorded.startswith(before):
+            return "its history has lost lines"
+        had_seen, self.has_seen = self.has_seen, bool(_text(self.folder / "known_hosts"))
+        if had_seen and not self.has_seen:
+            return "it has forgotten the host key that it had seen"
+        receipt = run.done.receipt if run.done is not None else None
+        if receipt is not None and (here := read_json(place.deployed)) is not None:
+            said = Receipt.from_json(here)
+            if said != receipt:
+                return f"its receipt is {said}, not {receipt}"
+        return None
 
 
 @dataclass(slots=True)
@@ -103,6 +137,7 @@ class Run:
     done: Done | None = None
     error: Exception | None = None
     what: str = ""
+    knows_machine: bool = False
     task: Task = field(init=False)
     journal: MemoryJournal = field(init=False)
 
@@ -171,6 +206,8 @@ class Run:
     def start(self) -> None:
         controller, world = self.controller, self.world
         controller.runs.append(self)
+        seen = KnownHosts(controller.folder / "known_hosts").find(self.host)
+        self.knows_machine = self.host.host_key is not None or seen == self.machine.usual_key
         number = world.runs = world.runs + 1
         self.journal = MemoryJournal(world, self.name, number, SimulatedClock(self))
         turn = self._turn()

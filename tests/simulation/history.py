@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nixa_tasks.deploy.decide import Asked
 from nixa_tasks.deploy.deploy import Refused
+from nixa_tasks.host.host_key import HostKeyMismatch
 from nixa_tasks.manifest.model import Check, CommandCheck, Host, InstallPolicy, Mode, UnitsCheck
 from tests.simulation.controller import Controller, Run, clean_folder
 from tests.simulation.machine import Content, Fate, Kind, Machine, Root, System, store_path
@@ -34,6 +35,7 @@ class Fault(StrEnum):
     INTERRUPT = "Ctrl-C"
     FREEZE = "suspended"
     LOSE_STATE = "lost .nixa"
+    LOSE_KEYS = "lost known keys"
     WRONG_CLOCK = "wrong clock"
     # the network
     LOSE_ANSWER = "answer lost"
@@ -46,13 +48,14 @@ class Fault(StrEnum):
     INSTALLER = "booted an installer"
     HAND_SWITCH = "switch by hand"
     HAND_TEST = "test by hand"
+    HAND_INSTALL = "reinstalled by hand"
     REUSE = "address reused"
 
 
 AT_CALL = (Fault.KILL, Fault.INTERRUPT, Fault.FREEZE, Fault.CUT, Fault.LOSE_ANSWER, Fault.REBOOT, Fault.POWER,
            Fault.RESCUE, Fault.HAND_SWITCH, Fault.HAND_TEST, Fault.INSTALLER)  # fmt: skip
-AT_TIME = (Fault.LOSE_STATE, Fault.WRONG_CLOCK, Fault.SLOW, Fault.REBOOT, Fault.POWER, Fault.RESCUE,
-           Fault.HAND_SWITCH, Fault.HAND_TEST, Fault.REUSE, Fault.INSTALLER)  # fmt: skip
+AT_TIME = (Fault.LOSE_STATE, Fault.LOSE_KEYS, Fault.WRONG_CLOCK, Fault.SLOW, Fault.REBOOT, Fault.POWER,
+           Fault.RESCUE, Fault.INSTALLER, Fault.HAND_SWITCH, Fault.HAND_TEST, Fault.HAND_INSTALL, Fault.REUSE)  # fmt: skip
 
 
 BY_HAND = {
@@ -62,6 +65,7 @@ BY_HAND = {
     Fault.INSTALLER,
     Fault.HAND_SWITCH,
     Fault.HAND_TEST,
+    Fault.HAND_INSTALL,
     Fault.REUSE,
 }
 
@@ -269,6 +273,10 @@ class _Play:
         )  # fmt: skip
 
     @property
+    def faults(self) -> set[Fault]:
+        return {one.fault for one in self.history.happenings if isinstance(one, Strike)}
+
+    @property
     def machine_key(self) -> str:
         from tests.simulation.machine import key_of
 
@@ -351,6 +359,8 @@ class _Play:
                 link.slowness, link.slow_until = 40.0, world.now + strike.amount
             case Fault.LOSE_STATE:
                 controller.lose_state()
+            case Fault.LOSE_KEYS:
+                controller.lose_keys()
             case Fault.WRONG_CLOCK:
                 controller.clock_offset = world.rng.choice((-1e8, -3600.0, 3600.0, 1e8))
             case _:
@@ -375,9 +385,11 @@ class _Play:
                 kind = Kind.RESCUE if strike.fault is Fault.RESCUE else Kind.INSTALLER
                 machine.reboot(kind)
                 number = machine.boots
-                world.scheduler.after(strike.amount + 100, lambda: self._leave_rescue(machine, number))
+                world.scheduler.after(strike.amount * 5 + 100, lambda: self._leave_rescue(machine, number))
             case Fault.HAND_SWITCH | Fault.HAND_TEST:
                 self._hand(machine, "switch" if strike.fault is Fault.HAND_SWITCH else "test")
+            case Fault.HAND_INSTALL:
+                self._reinstall(machine)
             case Fault.REUSE:
                 self._reuse(strike)
             case _:
@@ -408,6 +420,16 @@ class _Play:
             machine.activate(path, action, is_guarded=False), is_alive=machine.alive(boot)
         )
 
+    def _reinstall(self, machine: Machine) -> None:
+        """Somebody installs a NixOS of their own on it: it has another host key then."""
+        path = store_path("own", 6)
+        self.world.systems[path] = System(path)
+        machine.content, machine.root = Content.NIXOS, Root.installed(path)
+        machine.root.has_run, machine.is_given_up = True, False
+        machine.installs += 1
+        self.excuses.add("reinstalled")
+        machine.reboot()
+
     def _reuse(self, strike: Strike) -> None:
         """The address belongs to somebody else's machine for a while."""
         world = self.world
@@ -437,14 +459,13 @@ class _Play:
         A first boot that can't be reached is left to whoever cuts the power (docs/safety.md)."""
         world, machine = self.world, self.machine
         system = world.systems.get(machine.live or "")
-        strikes = {one.fault for one in self.history.happenings if isinstance(one, Strike)}
         return (
             system is not None
             and system is not world.systems[self.history.systems[0].path]
             and not (system.is_healthy and (machine.is_reachable() or self.history.mode is Mode.BOOT))
             and self.history.checks
             and not machine.wiped
-            and not strikes & BY_HAND
+            and not self.faults & BY_HAND
             and not any("is not watched" in text for _, _, text in world.said)
         )
 
@@ -474,6 +495,14 @@ class _Play:
             return  # what it boots does not boot, or can't be reached: it needs somebody at its console
         path = store_path("last", 7)
         world.systems[path] = System(path)
+        live = world.systems.get(machine.live or "")
+        if (
+            live is not None
+            and live.is_good
+            and machine.content is Content.NIXOS
+            and world.rng.random() < 0.3
+        ):
+            path = live.path
         world.builds_take = (0.0,)
         run = self.begin(world.controllers[0], path, Asked.DEPLOY)
         world.scheduler.run(world.now + _LAST, is_over=lambda: world.is_over() or run.task.is_over)
@@ -484,6 +513,8 @@ class _Play:
         world, machine = self.world, self.machine
         if run.done is not None or self.excuses or self.history.install is InstallPolicy.NEVER:
             return
+        if isinstance(run.error, HostKeyMismatch) and Fault.REUSE in self.faults:
+            return  # the first contact was with the other machine at this address
         is_half_reinstalled = (
             machine.boot is not None
             and machine.boot.kind is Kind.INSTALLER

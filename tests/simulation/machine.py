@@ -130,8 +130,8 @@ class Boot:
 
 @dataclass(slots=True)
 class Machine:
-    """A machine. `boot` is None while it is off or on its way up; `is_stuck`: the system to go back to is
-    not good either, and did not activate."""
+    """A machine. `boot` is None while it is off or on its way up. `is_stuck`: a way back failed, since
+    the system before can't be activated; `is_given_up`: its owner has asked to wipe it."""
 
     world: World
     name: str
@@ -143,8 +143,10 @@ class Machine:
     confirm_timeout: float = 60.0
     boot: Boot | None = None
     is_on: bool = True
-    is_stuck: bool = False
     boots: int = 0
+    installs: int = 0
+    is_stuck: bool = False
+    is_given_up: bool = False
     wiped: int = 0
     lived: list[tuple[float, str | None]] = field(default_factory=list)
 
@@ -160,7 +162,12 @@ class Machine:
             return key_of(f"{self.name}-initrd")
         if kind is Kind.RESCUE and not self.has_same_key_in_rescue:
             return key_of(f"{self.name}-rescue")
-        return key_of(self.name)
+        return self.usual_key
+
+    @property
+    def usual_key(self) -> HostKey:
+        """The host key of what is installed on it."""
+        return key_of(f"{self.name}-{self.installs}" if self.installs else self.name)
 
     @property
     def live(self) -> str | None:

@@ -45,7 +45,8 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Context:
-    """What a script runs in. `fence`: the token of the lock that it began under, behind a fence."""
+    """What a script runs in. `fence`: the token of the lock that its run really held when it came
+    through the fence."""
 
     machine: Machine
     boot: Boot
@@ -365,7 +366,8 @@ def fenced(host: Context, fence: Fence, process: Model) -> Model:
         return 122, "", ""
     if (live or "") != (fence.system or ""):
         return 123, "", ""
-    host.fence = boot.fence
+    if boot.lock is not None and boot.lock.run is host.run:
+        host.fence = boot.fence
     boot.busy += 1
     try:
         return (yield from process)

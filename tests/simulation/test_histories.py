@@ -11,7 +11,7 @@ from tests.simulation.history import Deploy, Fault, History, Strike, draw, play,
 from tests.simulation.known import KNOWN, SEEDS
 from tests.simulation.machine import Content, Fate, System, store_path
 
-_CHUNK = 100
+_CHUNK = 250
 _CALM = History(
     0, Content.NIXOS, tuple(System(store_path(f"g{n}", n)) for n in range(4)), 1, (Deploy(0.0, 0, 1),)
 )
@@ -30,6 +30,14 @@ def test_an_undisturbed_deploy_ends_well(start: Content) -> None:
     outcome = play(replace(_CALM, start=start))
     assert outcome.violation is None
     assert "done: " in outcome.story()
+
+
+def test_a_first_contact_with_an_initrd_does_not_make_a_stranger_of_its_machine() -> None:
+    restart = Strike(Fault.REBOOT, 0, at=1.0)
+    history = replace(_CALM, is_encrypted=True, happenings=(restart, Deploy(50.0, 0, 1)))
+    outcome = play(history)
+    assert "waits in its initrd" in outcome.story().partition("refused")[0]
+    assert outcome.violation is None, outcome.story()
 
 
 def test_a_bad_switch_is_taken_back() -> None:

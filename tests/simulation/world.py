@@ -112,6 +112,11 @@ class World:
         when the step's fence let it through, and nobody else been let in since."""
         run, machine = host.run, host.machine
         self.changed(machine, run)
+        machine.is_given_up |= run.asked is Asked.REINSTALL and run.machine is machine
+        if run.knows_machine and machine is not run.machine:
+            self.violate(
+                "right machine", f"{run.name} begins {what} on {machine.name}, whose key is not the known one"
+            )
         holder = host.boot.lock
         if host.fence is not None and host.fence == host.boot.fence:
             return
@@ -140,9 +145,7 @@ class World:
         """The machine's disks are formatted."""
         machine, run = host.machine, host.run
         machine.say(f"is wiped by {run.name}")
-        is_told = run.host.install is InstallPolicy.ALWAYS or (
-            run.asked is Asked.REINSTALL and run.machine is machine
-        )
+        is_told = run.host.install is InstallPolicy.ALWAYS or machine.is_given_up
         if machine.content is Content.NIXOS and machine.root is not None and not is_told:
             if machine.root.has_run:
                 self.violate(
@@ -150,7 +153,7 @@ class World:
                 )
         elif machine.content is Content.LINUX and not is_told and run.machine is not machine:
             self.violate("no wipe", f"{run.name} wiped {machine.name}, which is another machine")
-        machine.content, machine.root = Content.BLANK, None
+        machine.content, machine.root, machine.is_given_up = Content.BLANK, None, False
         machine.wiped += 1
 
     def expect_reachable(self, machine: Machine, boot: Boot) -> None:
@@ -193,6 +196,9 @@ class World:
         machine, error = run.machine, run.error
         if error is not None and not isinstance(error, run.expected_errors):
             self.violate("traceback", f"{run.name} ended with {type(error).__name__}: {error}")
+            return
+        if (lost := run.controller.lost_records(run)) is not None:
+            self.violate("recorded", f"{run.name}: {lost}")
             return
         if (
             run.task.is_killed
