@@ -32,11 +32,14 @@ def now() -> str:
 # --- writing
 
 
-def replace_file(path: Path, data: bytes, mode: int, *, like: Path | None = None) -> None:
+def replace_file(
+    path: Path, data: bytes, mode: int, *, like: Path | None = None, durable: bool = True
+) -> None:
     """Put `data` in the file's place in one step: a temporary file in the same folder, flushed, renamed.
 
     `like`: a file whose owner, group, and extended attributes (ACLs are among them) the new one gets,
-    as far as the user may give them.
+    as far as the user may give them. `durable`: flushed to the disk first, so that the new file is whole
+    even after a power cut.
     Raises OSError; then the file is as it was.
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -49,7 +52,8 @@ def replace_file(path: Path, data: bytes, mode: int, *, like: Path | None = None
                 _copy_attributes(like, file.fileno())
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         Path(temporary).replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -75,28 +79,28 @@ def _copy_attributes(source: Path, handle: int) -> None:
             os.setxattr(handle, name, os.getxattr(source, name))
 
 
-def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
+def write_bytes(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
     """Replace a file in one step, and make its folder.
 
     Raises NixaError where the folder can't be written (a full disk, no permission).
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, data, mode)
+        replace_file(path, data, mode, durable=durable)
     except OSError as error:
         raise NixaError(f"{path} can't be written: {error.strerror}", hint=_HINT) from error
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object, *, durable: bool = True) -> None:
     """Write `value` as JSON, in one step. Raises NixaError."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), durable=durable)
 
 
-def write_json_if_changed(path: Path, value: object) -> bool:
+def write_json_if_changed(path: Path, value: object, *, durable: bool = True) -> bool:
     """Write only what differs from what is there, so that an equal value keeps the file as it is."""
     if path.exists() and read_json(path) == value:
         return False
-    write_json(path, value)
+    write_json(path, value, durable=durable)
     return True
 
 

@@ -27,10 +27,11 @@ from nixa_tasks.process.pump import Sink
 from nixa_tasks.text import suggestion
 
 FIRST_MIB_PER_HOST = 512  # a guess for the first batch; the later ones follow what was measured
-MOST_AT_ONCE = 1000  # the names of all go into one argument, which Linux limits to 128 KiB
+MOST_AT_ONCE = 10_000
+_MOST_BYTES = 100_000  # the names of all go into one argument, which Linux limits to 128 KiB
 EXPLAINED = 8
 _FILL = 0.7
-_GROWTH = 8
+_GROWTH = 125  # a batch that does not fit after all is split: that costs one process
 # Errors of the flake as a whole: no smaller batch would fare better.
 _WIDE = frozenset(
     {Reason.NO_FLAKE, Reason.LOCK_FILE, Reason.OWNER, Reason.SYMLINK, Reason.DISK_FULL, Reason.BUILD_USERS}
@@ -119,7 +120,12 @@ class Batch:
     def _take(self) -> tuple[str, ...]:
         with self._lock:
             share = -(-len(self._waiting) // max(1, self._limits.workers))
-            return tuple(self._waiting.popleft() for _ in range(min(self._size, share)))
+            part: list[str] = []
+            length = 0
+            while len(part) < min(self._size, share) and (not part or length < _MOST_BYTES):
+                part.append(self._waiting.popleft())
+                length += len(json.dumps(part[-1])) + 4
+            return tuple(part)
 
     def _settle(self, attrs: tuple[str, ...]) -> None:
         """Give every attribute of `attrs` its result."""

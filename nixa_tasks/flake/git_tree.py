@@ -113,14 +113,15 @@ class GitTree:
         return done.status > 1 or _INHERITED.search(done.stdout) is not None
 
     def _has_irregular_entries(self) -> bool:
-        """Submodules, conflicts, entries that are not to be looked at or not checked out, and
-        files of attributes. A line of `ls-files -v -s` is `H 100644 HASH 0<tab>PATH`."""
+        """Submodules, conflicts, entries that are not to be looked at or not checked out, files of
+        attributes, and files that are gone, whose empty folders only Nix 2.8 reads. A line of
+        `ls-files -v -s` is `H 100644 HASH 0<tab>PATH`."""
         for line in self._ask("ls-files", "-v", "-s").split("\n"):
             tag, _, rest = line.partition(" ")
             name = rest.rpartition("\t")[2]
             if tag not in {"H", ""} or rest.startswith("160000") or name.endswith(".gitattributes"):
                 return True
-        return False
+        return self._ask("diff-files", "--name-only", "--diff-filter=D") != ""
 
     def _has_settings(self) -> bool:
         for line in (self._query("config", "--list", "-z") or "").split("\0"):

@@ -87,7 +87,9 @@ def record(layout: Layout, fingerprint: Fingerprint, reference: str, outputs: Ma
     """Write down what was evaluated at `reference`; an output that is the same keeps its file as it is."""
     with _lock(layout):
         for host, output in outputs.items():
-            write_json_if_changed(layout.host(host).output, output.to_json())
+            # Not flushed: a thousand flushes take longer than a thousand evaluations, and a file that a
+            # power cut left damaged reads as none.
+            write_json_if_changed(layout.host(host).output, output.to_json(), durable=False)
         evaluated = {
             **_evaluated(layout, fingerprint),
             **{host: output.attr for host, output in outputs.items()},

@@ -42,8 +42,12 @@ class History:
         for place in (self.root / "sub", self.input):
             place.mkdir(parents=True)
         self.git("init", "-q", "-b", "main")
-        place = {"type": "path", "path": str(self.input)}
-        node = {"flake": False, "locked": place | {"narHash": NO_HASH, "lastModified": 1}, "original": place}
+        source: dict[str, object] = {"type": "path", "path": str(self.input)}
+        node = {
+            "flake": False,
+            "locked": source | {"narHash": NO_HASH, "lastModified": 1},
+            "original": source,
+        }
         lock = {"version": 7, "root": "root", "nodes": {"root": {"inputs": {"x": "x"}}, "x": node}}
         (self.root / "flake.lock").write_text(json.dumps(lock))
         (self.root / "flake.nix").write_text(
@@ -97,7 +101,7 @@ def executable(_of: History, _name: str, path: Path) -> None:
 
 def link(of: History, _name: str, path: Path) -> None:
     path.unlink(missing_ok=True)
-    path.symlink_to(of.random.choice(["flake.nix", "nowhere", "sub"]))
+    path.symlink_to(of.random.choice(["notes", "nowhere", "sub"]))
 
 
 def folder_instead(_of: History, _name: str, path: Path) -> None:

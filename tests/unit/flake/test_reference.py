@@ -65,9 +65,9 @@ def test_the_next_batch_follows_the_memory_that_the_last_one_took() -> None:
     gib = 1 << 30
     assert next_size(8, 4 * gib, 4096) == 5  # full: fewer
     assert next_size(8, 1 * gib, 4096) == 22  # room: more
-    assert next_size(8, 1, 4096) == 64  # tiny: not everything at once
+    assert next_size(8, 1, 4096) == 1000  # tiny: not everything at once
     assert next_size(1, 100 * gib, 4096) == 1
-    assert next_size(900, 1, 4096) == MOST_AT_ONCE
+    assert next_size(9000, 1, 4096) == MOST_AT_ONCE
 
 
 def test_a_name_is_never_read_as_nix_code() -> None:
