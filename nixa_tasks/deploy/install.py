@@ -38,7 +38,9 @@ _BOOT_HINT = (
     "look at its console: does it boot from the right disk, and does the configuration\n"
     "bring up the network and sshd with your key?"
 )
-_MARK = ": >/run/nixa-installing"  # nixa has wiped the disks in this boot: another deploy may go on
+_MARK = (
+    ": >/run/nixa-installing"  # the disks may be wiped from here on: another deploy may go on in this boot
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,13 @@ def _boot_installer(turn: Turn, reached: Reached, image: Obtained | None) -> Fac
     name, journal, ssh, facts = turn.name, turn.journal, reached.ssh, reached.facts
     if image is None:
         raise NixaError("there is no image to boot the installer from", host=name)
+    hint = _KEXEC_HINT
+    if (by := preflight.network_lost_by_kexec(ssh)) is not None:
+        hint = f"{name} was reached over {by.described()}, which the installer does not set up\n{hint}"
+        turn.note(
+            "kexec",
+            f"ssh arrives on {by.described()}: the installer has no such interface, and may be unreachable",
+        )
     with journal.step(name, "upload") as step:
         step.sha256, step.size = image.sha256, image.path.stat().st_size
         delivered = deliver.deliver(
@@ -139,7 +148,7 @@ def _boot_installer(turn: Turn, reached: Reached, image: Obtained | None) -> Fac
     with journal.step(name, "kexec"):
         flags = turn.host.kexec_extra_flags
         lost = reboot.ask_to_go(lambda: deliver.boot(ssh, delivered, extra_flags=flags, log=turn.log))
-        awaited = Awaited(facts.boot_id, _boot_seconds(turn.host), "the installer", _KEXEC_HINT, lost)
+        awaited = Awaited(facts.boot_id, _boot_seconds(turn.host), "the installer", hint, lost)
         installer = _await(turn, _moved(ssh).as_root(), awaited)
         ssh.disconnect()  # not sooner: the host's lock is held over it until the machine jumps
         if installer.os is not Os.INSTALLER:
@@ -159,8 +168,8 @@ def _partition_and_install(turn: Turn, ssh: Ssh, parts: Parts, provided: Provide
     system = Installation(("install",), parts.disko, parts.system, extra_files=provided.extra_files)
     with turn.sending("copy disko"):
         copy.copy(ssh, parts.disko, sink=turn.log)
-    _nixos_anywhere(turn, ssh, "disko", disko)
     ssh.run(_MARK, root=True, deadline=60, what="mark the installation")
+    _nixos_anywhere(turn, ssh, "disko", disko)
     with turn.sending("copy"):
         copy.copy(ssh, parts.system, sink=turn.log, root="/mnt")
     _nixos_anywhere(turn, ssh, "install", system)

@@ -11,7 +11,8 @@ from typing import Final
 from nixa_tasks.deploy import disks
 from nixa_tasks.deploy.disks import Disks
 from nixa_tasks.errors import NixaError
-from nixa_tasks.host import probe
+from nixa_tasks.host import network, probe
+from nixa_tasks.host.network import Lost
 from nixa_tasks.host.probe import Os, Root
 from nixa_tasks.host.reach import Reached
 from nixa_tasks.host.ssh import Ssh, script
@@ -21,6 +22,7 @@ from nixa_tasks.process.run import Output
 _NEEDED = ("tar", "gzip", "cpio", "setsid")
 _LEAST_MEMORY = 900 << 20  # nixos-anywhere asks for 1 GB; firmware and kernel keep some of it
 _DISK_SECONDS = 120.0
+_ASK_SECONDS = 60.0
 _OTHER_KEYS: Final = re.compile(r"(?mi)^\s*(TrustedUserCAKeys|AuthorizedKeysCommand)\s+(?!none\b)")
 _ANSWER = Output(sink_stdout=False, keep=1 << 18, limit=1 << 20)
 
@@ -57,6 +59,13 @@ def check_host(reached: Reached, system: str, phase: KexecPhase) -> None:
             host=name,
             hint="give it more memory, or install it from an image",
         )
+
+
+def network_lost_by_kexec(ssh: Ssh) -> Lost | None:
+    """The interface that leads to the host, where the installer will not create it: nixa would not find
+    the machine again. None where nothing is known. Raises Unreachable."""
+    done = ssh.run(script("network"), deadline=_ASK_SECONDS, output=_ANSWER, check=False, what="network")
+    return network.lost_by_kexec(done.stdout)
 
 
 def check_later_login(host: Host, system: Path) -> None:

@@ -12,15 +12,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-# Two lines: the interfaces as JSON, and `CLIENT PORT SERVER PORT` of our own connection.
-SCRIPT = """
-PATH=$PATH:/run/current-system/sw/bin:/usr/sbin:/sbin
-ip -j -d addr show 2>/dev/null | tr -d '\\n' || :
-echo
-echo "${SSH_CONNECTION-}"
-"""
-MAX_ANSWER = 1 << 20
-
 _MADE_BY_SOFTWARE = {
     "bond": "bond",
     "team": "team",
@@ -52,7 +43,7 @@ class Lost:
 
 
 def lost_by_kexec(answer: str) -> Lost | None:
-    """What `SCRIPT` printed → the interface that ssh arrives on, where it will not come back.
+    """What network.sh printed → the interface that ssh arrives on, where it will not come back.
 
     None also where the host has no `ip`, or says what makes no sense: then nothing is known.
     """

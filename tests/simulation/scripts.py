@@ -337,6 +337,12 @@ def kexec(host: Context, folder: str, *_more: str) -> Model:
     return done("machine will boot into nixos in 6s...\n")
 
 
+def network(host: Context) -> Model:
+    """network.sh: a plain interface, of which there is nothing to say."""
+    yield 0.02
+    return done("[]\n\n")
+
+
 def look_at_disks(host: Context) -> Model:
     """look_at_disks.sh."""
     yield host.rng.uniform(0.1, 2)
@@ -393,6 +399,7 @@ BY_NAME: dict[str, Callable[..., Model]] = {
     "reboot the installer": restart,
     "restart": restart,
     "look at the disks": look_at_disks,
+    "network": network,
     "mark the installation": mark,
     "the image's state": image_state,
     "begin the image anew": image_restart,

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from nixa_tasks.host import network
+from nixa_tasks.host.ssh import script
 
 OURS = "10.7.0.1 50000 10.7.0.2 22"
 
@@ -86,7 +87,7 @@ def test_the_script_reads_a_real_bridge() -> None:
         "ip addr add 10.7.0.2/24 dev br0; "
     )
     done = subprocess.run(
-        ("unshare", "--net", "sh", "-c", prepare + network.SCRIPT),
+        ("unshare", "--net", "sh", "-c", prepare + script("network")),
         capture_output=True,
         text=True,
         check=True,
