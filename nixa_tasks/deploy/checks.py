@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import assert_never
 from urllib.parse import urlsplit
 
+from nixa_tasks.deploy.reboot import Address
 from nixa_tasks.errors import NixaError
 from nixa_tasks.host.ssh import Ssh, script
 from nixa_tasks.manifest.model import Check, CommandCheck, HttpCheck, TcpCheck, UnitsCheck
@@ -84,11 +85,9 @@ def _try(check: Check, ssh: Ssh, seconds: float, failed_before: frozenset[str]) 
                 return _http(check.probe, seconds, ssh.clock)
             case CommandCheck(command=command):
                 done = ssh.run(command, deadline=seconds, root=True, check=False, what="check")
-                said = f": {done.tail[-1]}" if done.tail else ""
-                return None if done.is_ok else f"it ended with status {done.status}{said}"
+                return None if done.is_ok else f"it ended with status {done.status}{_last(done.tail)}"
             case TcpCheck(port=port):
-                with contextlib.closing(socket.create_connection((ssh.target, port), seconds)):
-                    return None
+                return _tcp(ssh, port, seconds)
             case UnitsCheck():
                 fresh = failed_units(ssh) - failed_before
                 return f"failed now: {', '.join(sorted(fresh))}" if fresh else None
@@ -98,6 +97,22 @@ def _try(check: Check, ssh: Ssh, seconds: float, failed_before: frozenset[str]) 
         return str(error)
     except NixaError as error:
         return error.what
+
+
+def _tcp(ssh: Ssh, port: int, seconds: float) -> str | None:
+    """From here, at the address that ssh's own configuration gives; from the host itself, where the
+    way leads over a jump host or another proxy."""
+    address = Address.of(ssh)
+    if address is not None:
+        with contextlib.closing(socket.create_connection((address.host, port), seconds)):
+            return None
+    text = script("tcp_check", "nixa_tasks.deploy")
+    done = ssh.run(text, str(port), deadline=seconds, check=False, what="check")
+    return None if done.is_ok else f"nothing accepts connections there{_last(done.tail)}"
+
+
+def _last(tail: tuple[str, ...]) -> str:
+    return f": {tail[-1]}" if tail else ""
 
 
 def _http(probe: HttpCheck, seconds: float, clock: Clock) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import assert_never
 
 from nixa_tasks.deploy import copy, install, next_boot, preflight, reboot, receipts, switch
@@ -95,11 +96,23 @@ def _run(turn: Turn) -> Done:
 
 def _reach(turn: Turn) -> Reached:
     with turn.journal.step(turn.name, "reach"):
+        if needs_touch(turn.host.identity):
+            turn.note("reach", "its key needs a touch for each login, and a switch makes several: stay there")
         reached = reach.connect(turn.host, turn.access, lambda text: turn.note("reach", text))
         with contextlib.suppress(NixaError):  # a full disk here costs a cache, not a deploy
             write_json(turn.layout.host(turn.name).facts, reached.facts.to_json())
     turn.log(f"reached: {json.dumps(reached.facts.to_json())}")
     return reached
+
+
+def needs_touch(identity: Path | None) -> bool:
+    """Whether that is a key on a hardware token (sk-ssh-…), by its public half beside it."""
+    if identity is None:
+        return False
+    try:
+        return Path(f"{identity}.pub").read_text(errors="replace").startswith("sk-")
+    except OSError:
+        return False
 
 
 def _act(turn: Turn, reached: Reached) -> Done:
@@ -244,11 +257,14 @@ def _how(turn: Turn, action: Action) -> How:
 def _expect_the_worst(turn: Turn, decided: Decided) -> None:
     """From here on the host may run something else than the last receipt here says, and this process
     may die before it has told so: a deploy back to that system must not seem to be done already."""
+    facts = decided.reached.facts
     receipt = receipts.make(
         turn,
         decided.reached,
         _how(turn, decided.action),
-        out=decided.reached.facts.system,
+        out=facts.system
+        if facts.os is Os.NIXOS
+        else None,  # the installer's own system is none of the host's
         outcome=Outcome.FAILED,
         wanted=decided.wanted,
     )

@@ -5,8 +5,8 @@
 #   guard.sh FOLDER
 #
 # FOLDER holds: new (the system's store path), timeout (seconds without a sign of the controller
-# until it goes back), limit (seconds that an activation may take), the receipts done.json, back.json
-# and stuck.json (@SECONDS@, @OUT@ and @WHY@ are filled in here), and task:
+# until it goes back), limit (seconds that an activation may take), the receipts begun.json, done.json,
+# back.json and stuck.json (@SECONDS@, @OUT@ and @WHY@ are filled in here), and task:
 #   switch  activate it now, and watch it. It becomes what boots next only once it is confirmed
 #   boot    set it up for the next boot. `reboot` says who restarts the host: `no`body, or nixa,
 #           which is `watched` where the boot loader can boot a system once and has the one before
@@ -52,21 +52,26 @@ newly_failed() { # `; failed units: …`, of those that were not failed before
   [ -z "$names" ] || printf '; failed units: %s' "$names"
 }
 
-write_receipt() { # FILE OUTCOME [SYSTEM]: the receipt and its line in the history, in one step each
-  umask 022 # a login that is not root reads them too
+put_receipt() { # FILE [SYSTEM]
+  umask 022 # a login that is not root reads it too
   mkdir -p "$receipts"
-  out=${3:-$(live)} why=$(head -c 300 reason 2>/dev/null | LC_ALL=C tr -cd '\040-\176' | tr -d '"\\|&')
+  out=${2:-$(live)} why=$(head -c 300 reason 2>/dev/null | LC_ALL=C tr -cd '\040-\176' | tr -d '"\\|&')
   sed -e "s|\"@SECONDS@\"|$(($(now) - started))|" -e "s|@OUT@|$out|" -e "s|@WHY@|$why|" "$1" >receipt.new
-  cat receipt.new >>"$receipts/history.jsonl"
   cp receipt.new "$receipts/.receipt.new"
-  sync_files "$receipts/.receipt.new" "$receipts/history.jsonl"
+  sync_files "$receipts/.receipt.new"
   mv -f "$receipts/.receipt.new" "$receipts/receipt.json"
+  umask 077
+}
+
+write_receipt() { # FILE OUTCOME [SYSTEM]: the receipt and its line in the history, in one step each
+  put_receipt "$1" ${3:+"$3"}
+  (umask 022; cat receipt.new >>"$receipts/history.jsonl")
+  sync_files "$receipts/history.jsonl"
   end "$2"
 }
 
 end() { # OUTCOME
   echo "$1" >outcome.new && mv -f outcome.new outcome
-  umask 077
 }
 
 activate() { # SYSTEM test|boot LOG: in a session of its own, so that all of it can be ended
@@ -143,6 +148,7 @@ can_boot() { [ -e "$1/bin/switch-to-configuration" ]; }
 switch() { # to the system `new`: it runs, and what boots next stays the one before until it is confirmed
   failed_units >failed-before
   ln -sfn "$new" "$next" # nothing else holds it yet
+  put_receipt begun.json # so that a host which dies from here on does not seem to have drifted
   activate "$new" test activation.log
   last=$started
   waits_until $((last + timeout))
@@ -209,9 +215,14 @@ set_up() { # the system `new` for the next boot
   exit 0
 }
 
+stay_or_fail() {
+  [ "$(live)" = "$new" ] || fail "somebody has switched it to $(live) meanwhile, which is left as it is"
+}
+
 keep() { # the system that has booted: from now on the default
   if nix-env -p "$profile" --set "$new" && activate_wholly "$new" boot activation.log; then
     rm -f "$earlier"
+    stay_or_fail
     write_receipt done.json done
     exit 0
   fi
@@ -238,7 +249,7 @@ prove() {
   waits_until $((last + timeout))
   while :; do
     if [ -e confirm ]; then
-      [ "$(live)" = "$new" ] || fail "somebody has switched it to $(live) meanwhile, which is left as it is"
+      stay_or_fail
       keep
     fi
     if [ -e abort ]; then restart_before "$(head -c 300 abort)"; fi

@@ -31,8 +31,11 @@ look_all() {
 }
 disk=$1 dev=$2 type=$3 options=$4 place=$5 label=$6
 if [ -n "$options" ]; then
-  mount -t "$type" -o "$options" "$dev" "$place" 2>/dev/null || {
-    say holds "$disk" "$type${label:+ \"$label\"} on $dev (it can not be looked into)"; exit 0; }
+  is_mounted=
+  for option in $options; do
+    if mount -t "$type" -o "$option" "$dev" "$place" 2>/dev/null; then is_mounted=yes; break; fi
+  done
+  [ -n "$is_mounted" ] || { say holds "$disk" "$type${label:+ \"$label\"} on $dev (it can not be looked into)"; exit 0; }
 fi
 look_all "$place"
 [ -z "$options" ] || umount "$place" 2>/dev/null || umount -l "$place"
@@ -47,11 +50,14 @@ if timeout 5 true 2>/dev/null; then limit="timeout 20"; fi
 look_at() { # DISK DEVICE
   type=$(blkid -p -o value -s TYPE "$2" 2>/dev/null || blkid -o value -s TYPE "$2" 2>/dev/null)
   label=$(blkid -o value -s LABEL "$2" 2>/dev/null)
-  where=$(awk -v dev="$2" '$1 == dev { print $2; exit }' /proc/mounts 2>/dev/null)
+  number=$(stat -c '%t %T' "$2" 2>/dev/null) # major and minor, in hex
+  number=$((0x${number% *})):$((0x${number#* }))
+  where=$(awk -v dev="$2" -v number="$number" '$3 == number || $(NF - 1) == dev { print $5; exit }' \
+    /proc/self/mountinfo 2>/dev/null)
   case $type in
   ext2 | ext3 | ext4) options=ro,noload ;;
   xfs | f2fs) options=ro,norecovery ;;
-  btrfs) options=ro,nologreplay ;;
+  btrfs) options='ro,rescue=nologreplay ro,nologreplay' ;;
   vfat) options=ro ;;
   '') return 0 ;;
   crypto_LUKS) say holds "$1" "LUKS, encrypted, on $2"; return 0 ;;
@@ -82,5 +88,11 @@ for dev in /dev/sd[a-z] /dev/sd[a-z][a-z] /dev/vd[a-z] /dev/xvd[a-z] /dev/hd[a-z
     [ ! -b "$part" ] || look_at "$dev" "$part"
   done
 done
+# Whatever runs, its root may lie where none of the above looks. An installer's own is a NixOS by itself.
+if ! grep -qs '^VARIANT_ID="\{0,1\}installer"\{0,1\}$' /etc/os-release; then
+  where="the running system's root"
+  if [ -e /var/lib/nixa/receipt.json ]; then say receipt "$where"; fi
+  if [ -L /nix/var/nix/profiles/system ]; then say nixos "$where"; fi
+fi
 rmdir "$place" 2>/dev/null
 exit 0

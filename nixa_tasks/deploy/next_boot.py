@@ -185,6 +185,9 @@ def _confirm(change: Change, failed_before: frozenset[str]) -> Receipt:
         )
         after = reboot.await_boot(replace(change.reached.ssh, fence=None), awaited)
     theirs = Receipt.from_json(after.receipt)
+    earlier = facts.before or (theirs.out if theirs is not None else None)
+    if after.system not in (change.new, earlier):
+        raise _came_back_with(change, after)
     if after.system == change.new:
         receipts.remember(turn, receipts.failed(change.receipt(after.system, Outcome.FAILED), reason))
         raise stuck(host.name, turn.log.path, trouble or reason, after.system)
@@ -198,12 +201,7 @@ def _came_back_without(change: Change, before: Facts) -> NixaError:
     of the boot that it came back with, `before` how it was."""
     turn, after, ssh = change.turn, change.reached.facts, change.reached.ssh
     if after.system is None or after.system not in (before.system, before.profile):
-        return NixaError(
-            f"it came back with {after.system or after.os_name}, not with {change.new}",
-            host=turn.name,
-            log=turn.log.path,
-            hint=f"did it boot from another disk? then: doit -a deploy:{turn.name}",
-        )
+        return _came_back_with(change, after)
     reason = "the new system did not boot"
     receipt = receipts.failed(change.receipt(after.system, Outcome.ROLLED_BACK), reason)
     if after.profile == change.new:  # somebody chose it in the boot menu: make it what boots next
@@ -214,6 +212,16 @@ def _came_back_without(change: Change, before: Facts) -> NixaError:
         receipts.write_remote(ssh, receipt)
     receipts.remember(turn, receipt)
     return rolled_back(turn.name, turn.log.path, reason)
+
+
+def _came_back_with(change: Change, after: Facts) -> NixaError:
+    name = change.turn.name
+    return NixaError(
+        f"it came back with {after.system or after.os_name}, not with {change.new}",
+        host=name,
+        log=change.turn.log.path,
+        hint=f"did it boot from another disk? then: doit -a deploy:{name}",
+    )
 
 
 def _ended(change: Change, guard: Guard) -> Receipt | None:

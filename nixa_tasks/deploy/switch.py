@@ -61,8 +61,9 @@ class Change:
     @property
     def ways_back(self) -> dict[str, Receipt]:
         """The receipts that the host writes where it goes back, and where it can't, by file name."""
-        stuck = dataclasses.replace(self.receipt("@OUT@", Outcome.FAILED), left=None, why="@WHY@")
-        return {"back": self.back, "stuck": stuck}
+        begun = dataclasses.replace(self.receipt("@OUT@", Outcome.FAILED), left=None)
+        stuck = dataclasses.replace(begun, left=self.reached.facts.system, why="@WHY@")
+        return {"begun": begun, "back": self.back, "stuck": stuck}
 
     @property
     def back(self) -> Receipt:

@@ -49,7 +49,8 @@ def _is_sound(known: Mapping[str, Any]) -> bool:
 class Receipt:
     """`out` is what runs now, `wanted` what was to run; times are RFC 3339 UTC, `seconds` a duration.
 
-    `left`: the output that a rollback took back. `why`: the reason of a failure, in one line.
+    `left`: the output that a rollback took back; of a failure, the system that the host still boots.
+    `why`: the reason of a failure, in one line.
     """
 
     target: str
@@ -79,7 +80,9 @@ class Receipt:
 
     def accounts_for(self, live: str | None) -> bool:
         """Whether a host that runs `live` does what this receipt says, restarts included."""
-        return live == self.out or (live == self.wanted and (self.is_pending or self.is_unconfirmed))
+        if live == self.wanted and (self.is_pending or self.is_unconfirmed):
+            return True
+        return live == self.out or (self.outcome is Outcome.FAILED and live == self.left is not None)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -77,6 +77,7 @@ class Guard:
         yield from self.switch(new)
 
     def switch(self, new: str) -> Process:
+        yield from self.put_receipt("begun.json")
         self.activate(new, "test")
         last = self.started
         timeout, limit = float(self.word("timeout")), float(self.word("limit"))
@@ -119,7 +120,7 @@ class Guard:
         yield self.machine.rng.uniform(0.01, 0.1)
         self.root.set_profile(path)
 
-    def write_receipt(self, file: str, outcome: str, system: str | None = None) -> Process:
+    def put_receipt(self, file: str, system: str | None = None) -> Generator[float, None, str]:
         yield self.machine.rng.uniform(0.01, 0.1)
         out = system or self.boot.system or ""
         text = (
@@ -128,11 +129,15 @@ class Guard:
             .replace("@OUT@", out)
             .replace("@WHY@", self.word("reason").replace('"', ""))
         )
+        yield self.machine.rng.uniform(0.01, 0.1)
+        self.root.files["receipt.json"] = text
+        self.machine.world.receipt_written(self.machine, json.loads(text))
+        return text
+
+    def write_receipt(self, file: str, outcome: str, system: str | None = None) -> Process:
+        text = yield from self.put_receipt(file, system)
         root = self.root
         root.files["history.jsonl"] = root.files.get("history.jsonl", "") + text
-        yield self.machine.rng.uniform(0.01, 0.1)
-        root.files["receipt.json"] = text
-        self.machine.world.receipt_written(self.machine, json.loads(text))
         yield 0.01
         self.files["outcome"] = outcome
         self.machine.say(
@@ -228,10 +233,15 @@ class Guard:
             yield from self.write_receipt("armed.json", "armed")
         raise _Exit
 
+    def stay_or_fail(self, new: str) -> None:
+        if self.boot.system != new:
+            self.fail("somebody has switched it meanwhile, which is left as it is")
+
     def keep(self, new: str) -> Process:
         yield from self.set_profile(new)
         if (yield from self.activate_wholly(new, "boot")):
             self.root.earlier = None
+            self.stay_or_fail(new)
             yield from self.write_receipt("done.json", "done")
             raise _Exit
         yield from self.restart_before("the boot loader could not be set up")
@@ -256,8 +266,7 @@ class Guard:
         while True:
             self.boot.waits_until = last + timeout
             if "confirm" in self.files:
-                if self.boot.system != new:
-                    self.fail("somebody has switched it meanwhile, which is left as it is")
+                self.stay_or_fail(new)
                 yield from self.keep(new)
             if "abort" in self.files:
                 yield from self.restart_before(self.word("abort")[:300])

@@ -5,6 +5,4 @@
 """
 
 SEEDS = range(2000)
-KNOWN: dict[int, str] = {
-    1577: "receipt",
-}
+KNOWN: dict[int, str] = {}

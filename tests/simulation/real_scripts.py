@@ -33,14 +33,14 @@ FINGERPRINTS = {
     "reboot the installer": "48297a7bcb57ba28",
     "restart": "21610beef4e49362",
     "network": "88ed148f1149d362",
-    "look at the disks": "c5bc0674cb0f54e3",
+    "look at the disks": "ec38d452b7a3423f",
     "mark the installation": "3a02683a4e2b60d0",
     "the image's state": "270b90e1a6d07b56",
     "begin the image anew": "e0c0c251aaca9dcd",
     "append to the image": "498cdfefc17eff99",
     "kexec": "3e43d93372e5651e",
     "fence.sh": "54e67472763fa1a5",
-    "guard.sh": "c47ba3713c30cdce",
+    "guard.sh": "785998f99733fa44",
     "boot_once.sh": "d844e4f24a4a4f27",
 }
 
