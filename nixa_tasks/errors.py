@@ -11,6 +11,7 @@ from pathlib import Path
 EXIT_FAILED = 1
 EXIT_INTERNAL = 2
 EXIT_USAGE = 3
+EXIT_CHANGES = 4  # doit plan --detailed-exitcode, where there is something to do
 
 
 def plain(line: str, longest: int = 500) -> str:

@@ -17,6 +17,9 @@ from nixa_tasks.host.reach import Reached
 from nixa_tasks.manifest.model import BuildOn, Host
 from nixa_tasks.state.receipt import Receipt
 
+UNCHANGED, UNKNOWN = "unchanged", "unknown"
+NOTHING_TO_DO = frozenset((UNCHANGED, UNKNOWN, Action.CURRENT, Action.HOLD))
+
 
 @dataclass(frozen=True, slots=True)
 class Planned:
@@ -37,17 +40,23 @@ class Planned:
 def unchanged(host: str, output: Output, receipt: Receipt) -> Planned:
     waits = "; it takes effect at the next restart" if receipt.is_pending else ""
     reason = f"deployed {receipt.started_at}{waits}"
-    return Planned(host, "unchanged", reason, output.toplevel_out, receipt.out)
+    return Planned(host, UNCHANGED, reason, output.toplevel_out, receipt.out)
+
+
+def held(host: str, output: Output, receipt: Receipt, why: str) -> Planned:
+    """The row of a host whose wanted system was rolled back: it is left alone."""
+    reason = f"it {why}, or until doit deploy:{host} --again"
+    return Planned(host, Action.HOLD, reason, output.toplevel_out, receipt.out)
 
 
 def unknown(host: str, why: str, output: Output | None = None) -> Planned:
-    return Planned(host, "unknown", why, output.toplevel_out if output else None)
+    return Planned(host, UNKNOWN, why, output.toplevel_out if output else None)
 
 
 def planned(host: Host, output: Output, reached: Reached, here: Receipt | None) -> Planned:
     """The row of a host that was asked."""
     facts, wanted = reached.facts, output.toplevel_out
-    judgement = judge(Situation(host, wanted, here, facts, reached.key.text, again=True))
+    judgement = judge(Situation(host, wanted, here, facts, reached.key.text))
     reason = "; ".join((f"it {judgement.text}", *_notes(host, facts, judgement.action)))
     return Planned(host.name, judgement.action, reason, wanted, facts.system)
 

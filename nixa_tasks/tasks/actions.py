@@ -123,12 +123,16 @@ class Always:
         return "it runs whenever it is asked for"
 
 
-def host_task(run: Run, family: str, host: str, function: Any, **more: Any) -> Task:
+def host_task(run: Run, family: str, host: str, function: Any, params: Params = (), **more: Any) -> Task:
     """A task of one host that has work to do only where its rules say so."""
+    names = tuple(param["name"] for param in params)
     return {
         "basename": family,
         "name": host,
-        "actions": [action(run, function, host)],
+        "params": list(params),
+        "actions": [
+            action_with_options(run, function, (host,), names) if names else action(run, function, host)
+        ],
         "verbosity": 2,
         "io": {"capture": False},
         "meta": Meta(run, host=host, work=True),

@@ -49,7 +49,8 @@ class Family:
 
 
 ALL = (
-    Family("deploy", "bring hosts to what the flake says", hosts.deploy_tasks, params=fleet.ON, needs=_EVALUATE,
+    Family("deploy", "bring hosts to what the flake says", hosts.deploy_tasks,
+           params=(*fleet.ON, *hosts.AGAIN), own=hosts.AGAIN, needs=_EVALUATE,
            examples=("deploy:web1", "deploy --on '@web and not web3'")),
     Family("evaluate", "the flake's output of each host", hosts.evaluate_tasks, params=fleet.ON,
            examples=("evaluate:web1", "evaluate --on @web")),
@@ -64,7 +65,9 @@ ALL = (
            examples=("keys:web1 --to secrets/web1/etc/ssh/ssh_host_ed25519_key --pin",
                      "keys:web1 --into 'sops encrypt --output secrets/web1.key /dev/stdin' --pin")),
     Family("rollback", "back to the system that ran before", hosts.rollback_tasks, needs=_EVALUATE,
-           is_bare_refused=True, examples=("rollback:web1", "rollback:web*")),
+           own=hosts.TO, is_bare_refused=True, examples=("rollback:web1", "rollback:web1 --to 41")),
+    Family("generations", "the systems that a host can be rolled back to", hosts.generations_tasks,
+           examples=("generations:web1",)),
     Family("reinstall", "wipe a host and install it again: the explicit, destructive way",
            hosts.reinstall_tasks, own=hosts.YES_WIPE, needs=_EVALUATE, is_bare_refused=True,
            examples=("reinstall:web1", "reinstall:web1 --yes-wipe web1")),
@@ -81,7 +84,8 @@ ALL = (
     Family("clean", "remove what can be fetched again", images.clean_tasks, _FLEET, has_hosts=False,
            examples=("clean:kexec", "clean -n deploy:web1")),
     Family("plan", "what deploy would do to each host, and why; changes nothing", fleet.plan_tasks, _FLEET,
-           params=(*fleet.ON, *fleet.JSON), own=fleet.JSON, examples=("plan", "plan --on @web --json")),
+           params=(*fleet.ON, *fleet.JSON, *fleet.DETAILED), own=(*fleet.JSON, *fleet.DETAILED),
+           examples=("plan", "plan --on @web --json")),
     Family("status", "a table: host, wanted, live, last deploy, state", fleet.status_tasks, _FLEET,
            params=(*fleet.ON, *fleet.JSON, *fleet.LIVE), own=(*fleet.JSON, *fleet.LIVE),
            examples=("status", "status:web1 --live")),

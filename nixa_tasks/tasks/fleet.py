@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from doit.task import Task as DoitTask
 
-from nixa_tasks.errors import NixaError
+from nixa_tasks.errors import EXIT_CHANGES, EXIT_FAILED, NixaError
 from nixa_tasks.tasks.actions import Params, Task, view
 from nixa_tasks.tasks.run import Run
 from nixa_tasks.tasks.selection import choose
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Row = TypeVar("Row")
 JSON: Params = ({"name": "as_json", "long": "json", "type": bool, "default": False,
                  "help": "one JSON document on standard output"},)  # fmt: skip
+DETAILED: Params = ({"name": "detailed_exitcode", "long": "detailed-exitcode", "type": bool, "default": False,
+                     "help": "end with 0 where there is nothing to do, with 4 where there is something"},)  # fmt: skip
 LIVE: Params = ({"name": "live", "long": "live", "type": bool, "default": False,
                  "help": "ask the hosts themselves"},)  # fmt: skip
 DRY_RUN: Params = ({"name": "dry_run", "long": "dry-run", "type": bool, "default": False,
@@ -38,9 +40,9 @@ ON: Params = ({"name": "on", "long": "on", "type": str, "default": "",
 
 def plan_tasks(run: Run, names: Iterable[str]) -> Iterator[Task | DoitTask]:
     """The table of all hosts or those behind `--on`, and one of each host by its name."""
-    yield _of_fleet(run, "plan", _plan, (*ON, *JSON))
+    yield _of_fleet(run, "plan", _plan, (*ON, *JSON, *DETAILED))
     for name in names:
-        yield _of_host(run, "plan", name, _plan, JSON, "what deploy would do to it, and why")
+        yield _of_host(run, "plan", name, _plan, (*JSON, *DETAILED), "what deploy would do to it, and why")
 
 
 def status_tasks(run: Run, names: Iterable[str]) -> Iterator[Task | DoitTask]:
@@ -81,12 +83,17 @@ def _of_host(
     return made
 
 
-def _plan(run: Run, hosts: tuple[str, ...], as_json: bool) -> None:
+def _plan(run: Run, hosts: tuple[str, ...], as_json: bool, detailed_exitcode: bool) -> None:
     from nixa_tasks.fleet import plan
     from nixa_tasks.text import terminal_width
 
     rows = planned(run, hosts)
-    run.results.show(plan.as_json(rows) if as_json else plan.render(rows, terminal_width()))
+    status = 0
+    if any(row.action == plan.UNKNOWN for row in rows):
+        status = EXIT_FAILED
+    elif detailed_exitcode and any(row.action not in plan.NOTHING_TO_DO for row in rows):
+        status = EXIT_CHANGES
+    run.results.show(plan.as_json(rows) if as_json else plan.render(rows, terminal_width()), status=status)
 
 
 def planned(run: Run, hosts: Sequence[str]) -> list[Planned]:
@@ -119,7 +126,7 @@ def _all(run: Run, one: Callable[[Run, str], Row], hosts: Sequence[str]) -> list
 
 
 def _plan_one(run: Run, name: str) -> Planned:
-    from nixa_tasks.deploy.decide import Situation, is_recorded
+    from nixa_tasks.deploy.decide import Action, Situation, judge
     from nixa_tasks.fleet import plan
 
     host, receipt = run.manifest.hosts[name], run.receipt(name)
@@ -127,8 +134,11 @@ def _plan_one(run: Run, name: str) -> Planned:
         output = run.output(name)
     except NixaError as error:
         return plan.unknown(name, f"the flake can't be evaluated: {error.what}")
-    if receipt and is_recorded(Situation(host, output.toplevel_out, receipt, again=True)):
+    remembered = judge(Situation(host, output.toplevel_out, receipt))
+    if receipt and remembered.action is Action.CURRENT:
         return plan.unchanged(name, output, receipt)
+    if receipt and remembered.action is Action.HOLD:
+        return plan.held(name, output, receipt, remembered.text)
     try:
         reached = run.connect(host)
     except NixaError as error:

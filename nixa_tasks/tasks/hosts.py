@@ -27,6 +27,10 @@ KEY_OPTIONS: Params = ({"name": "to", "long": "to", "type": str, "default": "",
                         "help": "the file for the private key, such as one below `extra_files`"},
                        {"name": "into", "long": "into", "type": str, "default": "",
                         "help": "a command that reads the private key from its standard input"}, *PIN)  # fmt: skip
+AGAIN: Params = ({"name": "again", "long": "again", "type": bool, "default": False,
+                  "help": "deploy an output that was rolled back, and is held for that"},)  # fmt: skip
+TO: Params = ({"name": "to", "long": "to", "type": int, "default": 0,
+               "help": "the number of a generation: doit generations:HOST lists them"},)  # fmt: skip
 YES_WIPE: Params = ({"name": "yes_wipe", "long": "yes-wipe", "type": str, "default": "",
                      "help": "the host's name: wipe its disk without asking"},)  # fmt: skip
 JSON: Params = ({"name": "as_json", "long": "json", "type": bool, "default": False,
@@ -79,6 +83,7 @@ def deploy_tasks(run: Run, hosts: Iterable[str]) -> Iterator[Task]:
             "deploy",
             host,
             _deploy,
+            params=AGAIN,
             doc="bring it to what the flake says",
             file_dep=[str(place.output)],
             targets=[str(place.deployed)],
@@ -107,6 +112,7 @@ def rollback_tasks(run: Run, hosts: Iterable[str]) -> Iterator[Task]:
             "rollback",
             host,
             _roll_back,
+            TO,
             doc="back to the system that ran before",
             task_dep=[f"evaluate:{host}"],
         )
@@ -122,6 +128,18 @@ def reinstall_tasks(run: Run, hosts: Iterable[str]) -> Iterator[Task]:
             YES_WIPE,
             doc="wipe it and install it again",
             task_dep=[f"evaluate:{host}"],
+        )
+
+
+def generations_tasks(run: Run, hosts: Iterable[str]) -> Iterator[Task]:
+    for host in hosts:
+        yield on_demand(
+            run,
+            "generations",
+            host,
+            _generations,
+            doc="the systems that it can be rolled back to",
+            meta=Meta(run, host=host, view=True),
         )
 
 
@@ -184,15 +202,21 @@ def _build(run: Run, host: str) -> None:
 
 def why_deploy(run: Run, host: str) -> str | None:
     """Why the host has to be deployed, by what is remembered here; None where it need not be."""
-    from nixa_tasks.deploy.decide import Situation, is_recorded
+    from nixa_tasks.deploy.decide import Action, Situation, judge
     from nixa_tasks.manifest.model import InstallPolicy
 
     declared = run.manifest.hosts[host]
     if declared.install is InstallPolicy.ALWAYS:
         return f'{host} has install = "always": it is asked what it runs at every deploy'
     output, receipt = run.remembered_output(host), run.receipt(host)
-    now = Situation(declared, output.toplevel_out if output else None, receipt, again=True)
-    return None if is_recorded(now) else _what_differs(declared, output, receipt)
+    again = _is_again(run, host)
+    now = Situation(declared, output.toplevel_out if output else None, receipt, again=again)
+    judgement = judge(now)
+    if judgement.action is Action.HOLD:
+        run.held[host] = f"{judgement.text}, or until doit deploy:{host} --again"
+    if judgement.action in (Action.CURRENT, Action.HOLD):
+        return None
+    return _what_differs(declared, output, receipt)
 
 
 def _what_differs(host: Host, output: Output | None, receipt: Receipt | None) -> str:
@@ -208,21 +232,55 @@ def _what_differs(host: Host, output: Output | None, receipt: Receipt | None) ->
     return f"the last deploy of {host.name} ended as {receipt.outcome}"
 
 
-def _deploy(run: Run, host: str) -> Task:
+def _is_again(run: Run, host: str) -> bool:
+    """Whether a hold on the output is to be lifted: `doit deploy:HOST --again`, `doit deploy --again`."""
+    return any(run.options.get(name, {}).get("again") for name in ("deploy", f"deploy:{host}"))
+
+
+def _deploy(run: Run, host: str, again: bool) -> Task:
     from nixa_tasks.deploy.decide import Asked
     from nixa_tasks.tasks.turn import Request, carry_out
 
     run.check_dirty(host)
-    carry_out(run, host, Request(Asked.DEPLOY, again=True))
+    carry_out(run, host, Request(Asked.DEPLOY, again=again or _is_again(run, host)))
     receipt = run.receipt(host)
     return {"target": run.manifest.hosts[host].target, "out": receipt.out if receipt else None}
 
 
-def _roll_back(run: Run, host: str) -> None:
+def _roll_back(run: Run, host: str, to: int) -> None:
     from nixa_tasks.deploy.decide import Asked
     from nixa_tasks.tasks.turn import Request, carry_out
 
-    carry_out(run, host, Request(Asked.ROLLBACK))
+    carry_out(run, host, Request(Asked.ROLLBACK, generation=to or None))
+
+
+def _generations(run: Run, host: str) -> None:
+    import time
+
+    from nixa_tasks.deploy.rollback import generations
+    from nixa_tasks.text import store_path, table, terminal_width
+
+    reached = run.connect(run.manifest.hosts[host])
+    try:
+        found = generations(reached.ssh)
+    finally:
+        reached.ssh.disconnect()
+    rows = [
+        (
+            str(one.number),
+            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(one.made_at)) if one.made_at else "-",
+            store_path(one.system),
+            "the profile leads to it" if one.is_current else "",
+        )
+        for one in found
+    ]
+    if not rows:
+        run.results.show(f"{host}: no generation to roll back to", host=host)
+        return
+    lines = table(("generation", "made", "system", ""), rows, terminal_width())
+    run.results.show(
+        "\n".join([f"{host}:", *lines, f"doit rollback:{host} --to N goes back to one"]), host=host
+    )
 
 
 def _reinstall(run: Run, host: str, yes_wipe: str) -> None:

@@ -246,6 +246,11 @@ class Reporter:
         unchanged = [
             name for name in self._results.unchanged if name.partition(":")[2] not in self._results.hosts
         ]
+        held = self._run.held if self._run else {}
+        results += [
+            Result(host, "held", f"it {why}") for host, why in held.items() if host not in self._results.hosts
+        ]
+        unchanged = [name for name in unchanged if name.removeprefix("deploy:") not in held]
         if len(results) < 2 and errors:
             results = []
         lines = summary(results, errors)

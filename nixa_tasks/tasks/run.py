@@ -87,6 +87,7 @@ class Run:
     `request`: the tasks that were made. `asked`: the hosts that the run is about, as doit's graph
     says; they are evaluated together. `deploys`: those of them whose deploy was asked for, which keep
     the order of the waves. `reporting_process`: the one that nixa's reporter runs in.
+    `held`: why a host that was rolled back is left alone, by its name.
     `options`: those of the tasks that were selected, by the tasks' names. `turns`:
     each host's last turn; many threads write, each to its own key.
     """
@@ -101,6 +102,7 @@ class Run:
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     processes: LocalProcesses = field(default_factory=local)
     results: Results = field(default_factory=Results)
+    held: dict[str, str] = field(default_factory=dict)
     turns: dict[str, Turn] = field(default_factory=dict)
     builds: threading.BoundedSemaphore = field(
         default_factory=lambda: threading.BoundedSemaphore(_BUILDS_AT_ONCE)
