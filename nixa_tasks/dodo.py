@@ -10,12 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from nixa_tasks.tasks.commands import Commands
-from nixa_tasks.tasks.families import creators
 
 _commands = Commands(Path.cwd())
 
 DOIT_CONFIG = _commands.configuration()
-globals().update(creators(_commands.run))  # the tasks by name: tasks/families.py
+globals().update(_commands.creators())  # the tasks by name: tasks/families.py
 
 # doit takes what begins with `task_`, and its configuration; nothing else goes to a user's dodo.py.
 __all__ = [name for name in dir() if name.startswith("task_")]

@@ -11,15 +11,17 @@ import errno
 import inspect
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from doit.exceptions import TaskError, TaskFailed
 
 from nixa_tasks.errors import NixaError
-from nixa_tasks.tasks.run import Run
+from nixa_tasks.tasks.options import Params
+
+if TYPE_CHECKING:
+    from nixa_tasks.tasks.run import Run
 
 Task = dict[str, Any]
-Params = tuple[Mapping[str, Any], ...]  # options of a task, as doit declares them
 
 # What a full disk and somebody else's folder give, which is no fault of nixa's.
 _OF_THE_MACHINE = frozenset((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT))
@@ -33,7 +35,7 @@ class Meta(dict[str, Any]):
     """What nixa says of a task beside what doit reads: `host`, `hosts`, `work`, `view`. It carries the
     run, so that the reporter finds it wherever the tasks were loaded from."""
 
-    def __init__(self, run: Run, **said: object) -> None:
+    def __init__(self, run: Run | None, **said: object) -> None:
         super().__init__(said)
         self.run = run
 

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+import time
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from nixa_tasks.deploy.decide import Action, Asked
 from nixa_tasks.deploy.turn import Undo
 from nixa_tasks.errors import Interrupted, NixaError
+from nixa_tasks.flake import reference
+from nixa_tasks.flake.output import current_of
 from nixa_tasks.fleet.reporter import FAILED, UNCHANGED, Result
 from nixa_tasks.host.lock import operator
 from nixa_tasks.manifest.waves import Broken, in_order
 from nixa_tasks.process.run import Output, Place
 from nixa_tasks.state.receipt import Receipt
+from nixa_tasks.tasks import settled
+from nixa_tasks.tasks.hosts import why_deploy
 from nixa_tasks.tasks.run import Run, Turn
 from nixa_tasks.tasks.turn import Request, carry_out
 
 ON_FINISH_SECONDS = 300.0
+_GIT_SECONDS = 60.0
+_TREE = re.compile("git:[0-9a-f]{40,64}:[^:]*(:[0-9a-f]+(-dirty)?)?$")
 
 
 def take_back(run: Run, broken: Broken) -> None:
@@ -138,3 +147,50 @@ def _row(
         "wanted": wanted,
         "out": receipt.out if receipt else None,
     }
+
+
+def record_settled(run: Run, hosts: Iterable[str]) -> None:
+    """Take hosts that doit has just found up to date into the index of what is settled. Everything is
+    looked at before and after it is checked once more; whatever is in doubt stays out."""
+    state, manifest, at_ns = run.layout.state, run.manifest, time.time_ns()
+    if (
+        not _TREE.match(run.fingerprint.value)
+        or run.fingerprint.is_impure
+        or "${" in manifest.path.read_text()
+    ):
+        return
+    now = settled.basis(state, _flake_files(run))
+    entries, rows = settled.known(state, now), settled.rows(state)
+    seen = {host: settled.entry(state, host, rows) for host in hosts}
+    fresh = {host: looks for host, looks in seen.items() if entries.get(host) != looks}
+    if not fresh or not settled.is_calm(now, at_ns) or run.read_fingerprint() != run.fingerprint:
+        return
+    attributes = {host: manifest.hosts[host].flake_attr for host in fresh}
+    evaluated = current_of(run.layout, run.fingerprint, attributes)
+    fine = [host for host in evaluated if why_deploy(run, host) is None and host not in run.held]
+    rows = settled.rows(state)
+    entries |= {host: fresh[host] for host in fine if settled.entry(state, host, rows) == fresh[host]}
+    if settled.basis(state, now.flake) == now:
+        settled.write(state, manifest.fleet.jobs, manifest.hosts, now, entries)
+
+
+def _flake_files(run: Run) -> list[str]:
+    """What git and Nix look at: the tracked files, and git's own that say which those are."""
+    root = reference.parse(run.manifest.fleet.flake).local
+
+    def git(*words: str) -> str:
+        argv = ("git", "-C", str(root), *words)
+        return run.processes.run(argv, deadline=_GIT_SECONDS, check=False, what="git").stdout
+
+    names = ["index", "HEAD", "config", "info/attributes", "packed-refs"]
+    names += git("symbolic-ref", "-q", "HEAD").split()
+    own = git(
+        "rev-parse", "--path-format=absolute", *(word for name in names for word in ("--git-path", name))
+    )
+    settings = [
+        str(Path("~/.gitconfig").expanduser()),
+        str(Path("~/.config/git/config").expanduser()),
+        "/etc/gitconfig",
+    ]
+    tracked = [f"{root}/{name}" for name in git("ls-files", "-z").split("\0") if name]
+    return [*own.splitlines(), *settings, *tracked]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 from doit.task import Task as DoitTask
 
 from nixa_tasks.errors import EXIT_CHANGES, EXIT_FAILED, NixaError
-from nixa_tasks.tasks.actions import Params, Task, view
-from nixa_tasks.tasks.run import Run
+from nixa_tasks.tasks.actions import Task, view
+from nixa_tasks.tasks.options import DETAILED, DRY_RUN, JSON, LIVE, ON, OUTPUT, Params
 from nixa_tasks.tasks.selection import choose
 
 if TYPE_CHECKING:
@@ -20,22 +20,9 @@ if TYPE_CHECKING:
     from nixa_tasks.fleet.status import Standing
     from nixa_tasks.host.reach import Reached
     from nixa_tasks.nix.command import Nix
+    from nixa_tasks.tasks.run import Run
 
 Row = TypeVar("Row")
-JSON: Params = ({"name": "as_json", "long": "json", "type": bool, "default": False,
-                 "help": "one JSON document on standard output"},)  # fmt: skip
-DETAILED: Params = ({"name": "detailed_exitcode", "long": "detailed-exitcode", "type": bool, "default": False,
-                     "help": "end with 0 where there is nothing to do, with 4 where there is something"},)  # fmt: skip
-LIVE: Params = ({"name": "live", "long": "live", "type": bool, "default": False,
-                 "help": "ask the hosts themselves"},)  # fmt: skip
-DRY_RUN: Params = ({"name": "dry_run", "long": "dry-run", "type": bool, "default": False,
-                    "help": "say what and how much, and remove nothing"},)  # fmt: skip
-OUTPUT: Params = ({"name": "output", "short": "o", "long": "output", "type": str, "default": "",
-                   "help": "the file to write (.nixa/report.html)"},)  # fmt: skip
-
-
-ON: Params = ({"name": "on", "long": "on", "type": str, "default": "",
-               "help": "choose hosts: @tag, names, globs, and, or, not, ( )"},)  # fmt: skip
 
 
 def plan_tasks(run: Run, names: Iterable[str]) -> Iterator[Task | DoitTask]:

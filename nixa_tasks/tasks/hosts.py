@@ -9,32 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nixa_tasks.errors import NixaError, UsageError
-from nixa_tasks.tasks.actions import Always, Meta, Params, Rule, Task, host_task, on_demand
-from nixa_tasks.tasks.run import Run
+from nixa_tasks.tasks.actions import Always, Meta, Rule, Task, host_task, on_demand
+from nixa_tasks.tasks.options import AGAIN, JSON, KEY_OPTIONS, PIN, TO, YES_WIPE
 
 if TYPE_CHECKING:
     from nixa_tasks.flake.evaluate import Output
     from nixa_tasks.manifest.model import Host
     from nixa_tasks.state.receipt import Receipt
+    from nixa_tasks.tasks.run import Run
 
 _GIT_SECONDS = 30.0
 _KEY_COMMAND_SECONDS = 120.0
-
-
-PIN: Params = ({"name": "pin", "long": "pin", "type": bool, "default": False,
-                "help": "write the key into hosts.toml as host_key"},)  # fmt: skip
-KEY_OPTIONS: Params = ({"name": "to", "long": "to", "type": str, "default": "",
-                        "help": "the file for the private key, such as one below `extra_files`"},
-                       {"name": "into", "long": "into", "type": str, "default": "",
-                        "help": "a command that reads the private key from its standard input"}, *PIN)  # fmt: skip
-AGAIN: Params = ({"name": "again", "long": "again", "type": bool, "default": False,
-                  "help": "deploy an output that was rolled back, and is held for that"},)  # fmt: skip
-TO: Params = ({"name": "to", "long": "to", "type": int, "default": 0,
-               "help": "the number of a generation: doit generations:HOST lists them"},)  # fmt: skip
-YES_WIPE: Params = ({"name": "yes_wipe", "long": "yes-wipe", "type": str, "default": "",
-                     "help": "the host's name: wipe its disk without asking"},)  # fmt: skip
-JSON: Params = ({"name": "as_json", "long": "json", "type": bool, "default": False,
-                 "help": "one JSON document on standard output"},)  # fmt: skip
 
 
 def evaluate_tasks(run: Run, hosts: Iterable[str]) -> Iterator[Task]:

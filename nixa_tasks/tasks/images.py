@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from nixa_tasks.errors import NixaError
 from nixa_tasks.files import write_json
 from nixa_tasks.manifest.model import Image, UrlImage
-from nixa_tasks.tasks.actions import Always, Meta, Params, Rule, Task, action, on_demand
-from nixa_tasks.tasks.run import Run
+from nixa_tasks.tasks.actions import Always, Meta, Rule, Task, action, on_demand
+from nixa_tasks.tasks.options import CHECK
 
 if TYPE_CHECKING:
     from nixa_tasks.image.obtain import Obtained
     from nixa_tasks.image.tarball import Summary
+    from nixa_tasks.tasks.run import Run
 
 
 def kexec_tasks(run: Run, names: Iterable[str]) -> Iterator[Task]:
@@ -52,10 +53,6 @@ def clean_tasks(run: Run, _names: Iterable[str]) -> Iterator[Task]:
         "meta": Meta(run),
         "io": {"capture": False},
     }
-
-
-CHECK: Params = ({"name": "check", "long": "check", "type": bool, "default": False,
-                  "help": "say what is out of date, and write nothing"},)  # fmt: skip
 
 
 def pin_tasks(run: Run, names: Iterable[str]) -> Iterator[Task]:

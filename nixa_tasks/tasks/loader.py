@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ from doit.doit_cmd import DoitMain
 from doit.exceptions import InvalidDodoFile
 
 from nixa_tasks.errors import EXIT_USAGE
-from nixa_tasks.tasks import help as help_text
 from nixa_tasks.tasks.commands import Commands
-from nixa_tasks.tasks.families import ALL, BY_NAME, Family, creators, explain, is_nixas
+from nixa_tasks.tasks.families import ALL, BY_NAME, Family, explain, is_nixas, overview
 from nixa_tasks.tasks.manifest import MANIFEST
 from nixa_tasks.tasks.run import Run
 from nixa_tasks.tasks.selection import command_for
@@ -50,16 +49,18 @@ class NixaLoader(NamespaceTaskLoader):  # type: ignore[misc]  # doit ships no ty
         self._folder = folder
         self._config = config
         self._commands: Commands | None = None
+        self._options: Mapping[str, Any] | None = None
 
     @property
     def run(self) -> Run:
         """The run of the last command. Raises InvalidDodoFile."""
         if self._commands is None:
             raise InvalidDodoFile("no command was run yet")
-        return self._commands.run()
+        return self._commands.run
 
     def setup(self, opt_values: dict[str, Any]) -> None:
         """Find the manifest. Raises InvalidDodoFile where there is none."""
+        self._options = opt_values
         if self._folder is not None:
             self.namespace = self._namespace(self._folder)
             return
@@ -72,12 +73,12 @@ class NixaLoader(NamespaceTaskLoader):  # type: ignore[misc]  # doit ships no ty
 
     def _namespace(self, folder: Path) -> dict[str, Any]:
         self._commands = commands = Commands(folder)
-        return {"DOIT_CONFIG": commands.configuration() | self._config, **creators(commands.run)}
+        return {"DOIT_CONFIG": commands.configuration() | self._config, **commands.creators()}
 
     def load_tasks(self, cmd: Any, pos_args: Sequence[str]) -> Any:
         """The tasks that the command needs."""
         if self._commands is not None:
-            self._commands.expect(command_for(cmd, self, is_nixas))
+            self._commands.expect(command_for(cmd, self, is_nixas, self._options))
         return super().load_tasks(cmd, pos_args)
 
 
@@ -99,7 +100,7 @@ class NixaMain(DoitMain):  # type: ignore[misc]
         words = list(all_args)
         family = _family_asked_about(words)
         if words[:1] in (["--help"], ["-h"]) or words == ["help"]:
-            sys.stdout.write(help_text.overview(PROGRAM, [(one.name, one.doc) for one in ALL]))
+            sys.stdout.write(overview(PROGRAM, [(one.name, one.doc) for one in ALL]))
             return 0
         if family is not None:
             sys.stdout.write(explain(family, PROGRAM, is_whole=True) + "\n")

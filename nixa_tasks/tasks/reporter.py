@@ -9,20 +9,22 @@ import sys
 import threading
 import time
 from types import FrameType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from doit.exceptions import InvalidTask, UnmetDependency
 from doit.runner import MRunner, MThreadRunner
 
 from nixa_tasks.errors import EXIT_FAILED, EXIT_INTERNAL, EXIT_USAGE, Interrupted, NixaError
-from nixa_tasks.files import now
-from nixa_tasks.fleet.reporter import Result, View, summary, view_for
-from nixa_tasks.state.journal import Event, Kind
-from nixa_tasks.tasks import waves
 from nixa_tasks.tasks.actions import Meta, call, run_of
 from nixa_tasks.tasks.families import BY_NAME
-from nixa_tasks.tasks.run import Results, Run
+from nixa_tasks.tasks.results import Results
 from nixa_tasks.tasks.selection import choose
+
+if TYPE_CHECKING:
+    from nixa_tasks.fleet.reporter import View
+    from nixa_tasks.state.journal import Event
+    from nixa_tasks.tasks.run import Run
+    from nixa_tasks.tasks.waves import Held
 
 _WIND_DOWN_SECONDS = 5.0
 
@@ -51,10 +53,10 @@ class Reporter:
         self._results = Results()
         self._runtime_errors: list[str] = []
         self._users_errors: list[str] = []
-        self._started, self._started_at = time.monotonic(), now()
+        self._started, self._started_at = time.monotonic(), time.time()
         self._silent = False
         self._wanted: set[str] = set()
-        self._held = waves.Held()
+        self._held: Held | None = None
         self._handlers: dict[signal.Signals, Any] = {}
 
     def initialize(self, tasks: dict[str, Any], selected_tasks: list[str]) -> None:
@@ -64,6 +66,11 @@ class Reporter:
             self._results = self._run.results
             self._check(tasks, selected_tasks)
             self._begin(self._run, tasks, selected_tasks)
+        elif any(isinstance(tasks[name].meta, Meta) for name in selected_tasks):
+            self._check(tasks, selected_tasks)
+        for name in selected_tasks:
+            hosts = (tasks[name].meta or {}).get("settled", ())
+            self._results.unchanged += [f"deploy:{host}" for host in hosts]
         self._wanted = {
             name for chosen in selected_tasks for name in (chosen, *tasks[chosen].task_dep)
             if name == chosen or tasks[chosen].has_subtask
@@ -74,6 +81,9 @@ class Reporter:
                 self._handlers[number] = signal.signal(number, self._stop)
 
     def _begin(self, run: Run, tasks: dict[str, Any], selected: list[str]) -> None:
+        from nixa_tasks.tasks import waves
+
+        self._held = waves.Held()
         for name in selected:
             run.options[name] = dict(tasks[name].options or {})
             self._choose(run, tasks[name])
@@ -82,7 +92,8 @@ class Reporter:
         run.asked = tuple(host for host in run.manifest.hosts if host in about)
         deploys = waves.deploys_in(graph.names)
         run.deploys = tuple(host for host in run.asked if host in deploys)
-        if "deploy" in graph.names and not deploys:
+        self._results.unchanged += [f"deploy:{host}" for host in run.settled]
+        if "deploy" in graph.names and not deploys and not run.settled:
             raise InvalidTask("there is nothing to deploy: hosts.toml declares no host")
         waves.close_gates(tasks, graph, run.manifest)
         run.journal.subscribe(self._see)
@@ -119,9 +130,11 @@ class Reporter:
             raise InvalidTask("nixa's tasks run in threads: leave -P process out (-P thread is the default)")
 
     def _see(self, event: Event) -> None:
-        if self._silent and event.kind is not Kind.NOTE:
+        if self._silent and event.kind != "note":
             return
         if self._view is None:
+            from nixa_tasks.fleet.reporter import view_for
+
             # Views keep standard output to themselves.
             self._view = view_for(sys.stderr if self._silent else self._out)
         self._view(event)
@@ -135,7 +148,7 @@ class Reporter:
     def add_success(self, task: Any) -> None: ...
 
     def skip_ignore(self, task: Any) -> None:
-        if self._held.keep(task, ignored=True):
+        if self._held is not None and self._held.keep(task, ignored=True):
             self._hold(task)
         elif not task.has_subtask:
             self._out.write(f"{task.name}: ignored, as you told doit (doit forget {task.name} undoes it)\n")
@@ -149,7 +162,7 @@ class Reporter:
             self._results.unchanged.append(task.name)
 
     def add_failure(self, task: Any, fail: Any) -> None:
-        if self._held.keep(task, ignored=False, unmet=unmet_dependencies(fail)):
+        if self._held is not None and self._held.keep(task, ignored=False, unmet=unmet_dependencies(fail)):
             self._hold(task)
             return
         text = str(fail.get_msg()).strip()
@@ -159,6 +172,8 @@ class Reporter:
             self._results.raise_status(EXIT_FAILED)
             return
         if task.meta and task.meta.get("host") and task.meta["host"] not in self._results.hosts:
+            from nixa_tasks.fleet.reporter import Result
+
             self._results.record(Result(task.meta["host"], "failed", f"{task.name} failed"))
         if not self._results.errors and not self._results.crashed:
             self._runtime_errors.append(f"{task.name}: {text}")
@@ -167,7 +182,7 @@ class Reporter:
     def _hold(self, task: Any) -> None:
         """A wave before did not end well: this host's turn does not come."""
         self._results.raise_status(EXIT_FAILED)
-        if self._run is not None and task.meta.get("host"):
+        if self._run is not None and self._held is not None and task.meta.get("host"):
             self._results.record(self._held.not_started(self._run, task.meta["host"]))
 
     def cleanup_error(self, exception: Any) -> None:
@@ -203,17 +218,24 @@ class Reporter:
     def _afterwards(self) -> BaseException | None:
         """What follows once all tasks have ended; a signal may stop that too."""
         run = self._run
-        if run is None or not run.turns:
+        if run is None or self._held is None or not (run.turns or run.is_plain_deploy):
             return None
-        from nixa_tasks.tasks import finish
+        from nixa_tasks.tasks import finish, waves
 
         try:
+            unchanged = {name.removeprefix("deploy:") for name in run.results.unchanged}
+            if run.is_plain_deploy and (fresh := unchanged & {*run.deploys}):
+                with contextlib.suppress(NixaError, OSError):  # the index is a cache
+                    finish.record_settled(run, fresh)
+            if not run.turns:
+                return None
             broken = waves.now_broken(run, self._held.ignored)
             if run.manifest.fleet.rollback_wave and broken is not None and broken.failed:
                 call(run, finish.take_back, broken)
             seconds = time.monotonic() - self._started
             status = EXIT_INTERNAL if run.results.crashed is not None else run.results.status
-            call(run, finish.report_end, finish.Ended(self._started_at, seconds, status))
+            started_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._started_at))
+            call(run, finish.report_end, finish.Ended(started_at, seconds, status))
         except (SystemExit, KeyboardInterrupt) as stop:
             return stop
         return None
@@ -247,13 +269,18 @@ class Reporter:
             name for name in self._results.unchanged if name.partition(":")[2] not in self._results.hosts
         ]
         held = self._run.held if self._run else {}
-        results += [
-            Result(host, "held", f"it {why}") for host, why in held.items() if host not in self._results.hosts
-        ]
         unchanged = [name for name in unchanged if name.removeprefix("deploy:") not in held]
-        if len(results) < 2 and errors:
-            results = []
-        lines = summary(results, errors)
+        lines = []
+        if results or errors or held:
+            from nixa_tasks.fleet.reporter import Result, summary
+
+            results += [
+                Result(host, "held", f"it {why}")
+                for host, why in held.items()
+                if host not in self._results.hosts
+            ]
+            results = [] if len(results) < 2 and errors else results
+            lines = summary(results, errors)
         if unchanged and not results and not errors:
             lines.append(_nothing_to_do(unchanged, time.monotonic() - self._started))
         elif unchanged:

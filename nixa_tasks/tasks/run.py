@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from nixa_tasks.errors import NixaError
 from nixa_tasks.files import read_json
-from nixa_tasks.fleet.reporter import Result
 from nixa_tasks.manifest.model import Dirty, Host, Manifest
 from nixa_tasks.process.run import LocalProcesses, local
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.receipt import Receipt
+from nixa_tasks.tasks.results import Results
 from nixa_tasks.tasks.selection import Request
 
 if TYPE_CHECKING:
@@ -43,50 +43,14 @@ class Turn:
 
 
 @dataclass(slots=True)
-class Results:
-    """What a run gathers for its end. Filled by actions in many threads.
-
-    `hosts`: how each host's turn ended. `unchanged`: the names of tasks that were up to date.
-    `shown`: the host and the text, for standard output. `crashed`: the traceback of a fault of nixa's own. `status`:
-    the highest exit status so far. `active`: how many actions are under way.
-    """
-
-    hosts: dict[str, Result] = field(default_factory=dict)
-    errors: list[NixaError] = field(default_factory=list)
-    unchanged: list[str] = field(default_factory=list)
-    shown: list[tuple[str, str]] = field(default_factory=list)
-    crashed: str | None = None
-    status: int = 0
-    active: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def fail(self, error: NixaError) -> None:
-        with self.lock:
-            self.errors.append(error)
-            self.status = max(self.status, error.exit_status)
-
-    def raise_status(self, status: int) -> None:
-        with self.lock:
-            self.status = max(self.status, status)
-
-    def record(self, result: Result) -> None:
-        with self.lock:
-            self.hosts[result.name] = result
-
-    def show(self, text: str, *, host: str = "", status: int = 0) -> None:
-        """Text for standard output, printed alone once everything has ended, in the hosts' order."""
-        with self.lock:
-            self.shown.append((host, text))
-            self.status = max(self.status, status)
-
-
-@dataclass(slots=True)
 class Run:
     """One run. What costs something is made on first use, so that `doit list` makes none of it.
 
     `request`: the tasks that were made. `asked`: the hosts that the run is about, as doit's graph
     says; they are evaluated together. `deploys`: those of them whose deploy was asked for, which keep
     the order of the waves. `reporting_process`: the one that nixa's reporter runs in.
+    `settled`: hosts that were asked for, and of which the index says that there is nothing to do.
+    `is_plain_deploy`: the command deploys, by the usual rules, and nothing else.
     `held`: why a host that was rolled back is left alone, by its name.
     `options`: those of the tasks that were selected, by the tasks' names. `turns`:
     each host's last turn; many threads write, each to its own key.
@@ -102,6 +66,8 @@ class Run:
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     processes: LocalProcesses = field(default_factory=local)
     results: Results = field(default_factory=Results)
+    settled: tuple[str, ...] = ()
+    is_plain_deploy: bool = False
     held: dict[str, str] = field(default_factory=dict)
     turns: dict[str, Turn] = field(default_factory=dict)
     builds: threading.BoundedSemaphore = field(
@@ -175,10 +141,11 @@ class Run:
         """The flake's content now; asked once a run. Raises NixaError."""
         with self._lock:
             if self._fingerprint is None:
-                self._fingerprint = self._read_fingerprint()
+                self._fingerprint = self.read_fingerprint()
             return self._fingerprint
 
-    def _read_fingerprint(self) -> Fingerprint:
+    def read_fingerprint(self) -> Fingerprint:
+        """The flake's content, asked anew. Raises NixaError."""
         from nixa_tasks.flake.fingerprint import fingerprint
 
         fleet = self.manifest.fleet
@@ -246,7 +213,7 @@ class Run:
             self.fingerprint,
             {name: self.manifest.hosts[name].flake_attr for name in hosts},
             limits=Limits(fleet.eval_workers, fleet.eval_memory),
-            recheck=self._read_fingerprint,
+            recheck=self.read_fingerprint,
             reporting=Reporting(
                 step=lambda: self.journal.step("", "evaluate", f"{len(hosts)} hosts"),
                 note=lambda text: self.journal.note("", "evaluate", text),

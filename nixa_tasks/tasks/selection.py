@@ -10,16 +10,16 @@ from __future__ import annotations
 import fnmatch
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from doit.cmd_base import DoitCmdBase, TaskLoader2
 
 from nixa_tasks.errors import UsageError
-from nixa_tasks.manifest.model import Manifest
-from nixa_tasks.text import suggestion
+
+if TYPE_CHECKING:
+    from nixa_tasks.manifest.model import Manifest
 
 _MOST_NAMED = 10
 
@@ -32,8 +32,7 @@ class Scope(StrEnum):
     FLEET = "fleet"
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
+class Names(NamedTuple):
     """What a family takes on the command line.
 
     `needs`: the families whose tasks its own tasks depend on. `valued`: its options that are
@@ -47,22 +46,29 @@ class Names:
     has_hosts: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """A doit command: its name, the words behind its own options (for `run`: what is selected,
-    `default_tasks` included), and whether all tasks are nixa's."""
+    `default_tasks` included), whether all tasks are nixa's, and doit's own options where they are known."""
 
     name: str
     words: tuple[str, ...]
     is_all_nixa: bool
+    options: Mapping[str, Any] | None = None
+
+    @property
+    def is_bare_list(self) -> bool:
+        """Whether it is `doit list` of families alone."""
+        options = self.options
+        if self.name != "list" or self.words or not self.is_all_nixa or options is None:
+            return False
+        return not any(options.get(name) for name in ("subtasks", "status", "list_deps", "template"))
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """The tasks to make. `families`: the names in each family (hosts, images; none for a family
     without any); None for everything that there is."""
 
-    families: Mapping[str, tuple[str, ...]] | None = field(default=None)
+    families: Mapping[str, tuple[str, ...]] | None = None
     command: str = "run"
 
     def has(self, family: str) -> bool:
@@ -83,19 +89,32 @@ def command_of_doit(is_nixas: Callable[[object], bool]) -> Command | None:
         if frame.f_code.co_name == "load_tasks":
             loader, cmd = frame.f_locals.get("self"), frame.f_locals.get("cmd")
             if isinstance(loader, TaskLoader2) and isinstance(cmd, DoitCmdBase):
-                return command_for(cmd, loader, is_nixas)
+                return command_for(cmd, loader, is_nixas, _options_of(frame, cmd))
         frame = frame.f_back
     return None
 
 
-def command_for(cmd: Any, loader: Any, is_nixas: Callable[[object], bool]) -> Command:
+def _options_of(frame: FrameType | None, cmd: Any) -> Mapping[str, Any] | None:
+    """The options that the command was given, of `Command.execute(opt_values, pos_args)`."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "execute" and code.co_argcount == 3 and frame.f_locals.get("self") is cmd:
+            options = frame.f_locals.get(code.co_varnames[1])
+            return options if isinstance(options, Mapping) else None
+        frame = frame.f_back
+    return None
+
+
+def command_for(
+    cmd: Any, loader: Any, is_nixas: Callable[[object], bool], options: Mapping[str, Any] | None
+) -> Command:
     """The command that a task loader is asked to load tasks for."""
     words = tuple(cmd.sel_tasks or ()) if cmd.name in ("run", "strace") else _positional(cmd)
     namespace = getattr(loader, "namespace", None)
     is_all_nixa = isinstance(namespace, dict) and all(
         is_nixas(value) for name, value in namespace.items() if _is_creator(name, value)
     )
-    return Command(cmd.name, words, is_all_nixa)
+    return Command(cmd.name, words, is_all_nixa, options)
 
 
 def _positional(cmd: Any) -> tuple[str, ...]:
@@ -198,7 +217,7 @@ def _matching(word: str, pattern: str, names: Mapping[str, object], kind: str) -
         raise UsageError(
             f"{word}: there is no host {pattern!r} in hosts.toml", hint=f"doit {family} --on '{either}'"
         )
-    near = suggestion(pattern, names)
+    near = _near(pattern, names)
     hint = f"did you mean {family}:{near}?" if near else _known(names, kind)
     raise UsageError(f"{word}: there is no {kind} {pattern!r} in hosts.toml", hint=hint)
 
@@ -207,9 +226,15 @@ def _unknown(word: str, manifest: Manifest, known: Mapping[str, Names]) -> Usage
     name, colon, rest = word.partition(":")
     if name in manifest.hosts:
         return UsageError(f"{word} is a host, not a task", hint=f"for example: doit deploy:{name}")
-    near = suggestion(name, known)
+    near = _near(name, known)
     hint = f"did you mean {near}{colon}{rest}?" if near else "doit list shows every task"
     return UsageError(f"there is no task {word!r}", hint=hint)
+
+
+def _near(word: str, names: Mapping[str, object]) -> str | None:
+    from nixa_tasks.text import suggestion
+
+    return suggestion(word, names)
 
 
 def _known(names: Mapping[str, object], kind: str) -> str:
