@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TextIO
 
 SHOWN_LENGTH = 60
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def write(stream: TextIO, text: str) -> None:
+    """Write it at once. Where that fails (a closed pipe, a full disk, a terminal that is gone), the
+    stream leads nowhere from then on: no host's work depends on anybody reading."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def size(count: float) -> str:

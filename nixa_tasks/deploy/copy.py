@@ -129,13 +129,13 @@ def build_there(ssh: Ssh, layout: Layout, output: Evaluated, log: RunLog) -> str
         nix = Nix(ssh.processes)
         out = build.build_remotely(nix, layout, output, "toplevel", store, host=host, sink=log)
     keep = script("keep_build", "nixa_tasks.deploy")
-    words = (output.toplevel_drv, out)
-    kept = ssh.run(keep, *words, root=True, deadline=_KEEP_SECONDS, check=False, what="remote build")
-    if not kept.is_ok or out not in kept.stdout.split():
+    arguments = (output.toplevel_drv, out)
+    done = ssh.run(keep, *arguments, root=True, deadline=_KEEP_SECONDS, check=False, what="remote build")
+    if not done.is_ok or out not in done.stdout.split():
         raise NixaError(
-            f"the host built {kept.stdout.strip() or 'nothing that it still has'}, not {out} as evaluated",
+            f"the host built {done.stdout.strip() or 'nothing that it still has'}, not {out} as evaluated",
             host=host,
-            tail=kept.tail,
+            tail=done.tail,
             log=log.path,
             hint='build_on = "local" builds here and copies the closure',
         )

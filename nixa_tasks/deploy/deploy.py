@@ -61,7 +61,7 @@ def carry_out(turn: Turn) -> Done:
             return _run(turn)
     except NixaError as error:
         error.host = error.host or name
-        error.hint = error.hint or f"what was finished is kept; to go on from there: doit {turn.asked}:{name}"
+        error.hint = error.hint or f"finished steps are not repeated; to continue: doit {turn.asked}:{name}"
         if error.log is None and turn.log.path.exists():
             error.log = turn.log.path
         raise
@@ -256,7 +256,7 @@ def _how(turn: Turn, action: Action) -> How:
 
 def _expect_the_worst(turn: Turn, decided: Decided) -> None:
     """From here on the host may run something else than the last receipt here says, and this process
-    may die before it has told so: a deploy back to that system must not seem to be done already."""
+    may die before it could say so: a deploy back to that system must not seem to be done already."""
     facts = decided.reached.facts
     receipt = receipts.make(
         turn,

@@ -1,4 +1,4 @@
-"""The controller's side of guard.sh: started on the host, looked at, and told how it went."""
+"""The controller's side of guard.sh: started on the host, watched, and given its answer."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 guard.sh sets it up on the host. With `reboot = true` the boot loader is told to boot it once, where
 it can be told so, and has the system before as its default until nixa has seen the new one run and
-pass the checks. So a boot that fails is mended by the next power cycle, or by the machine's own
+pass the checks. So a boot that fails is undone by the next power cycle, or by the machine's own
 watchdog; one that comes up and fails its checks, or is not confirmed in time, by the host itself.
 """
 

@@ -50,7 +50,7 @@ def command(fleet: Fleet) -> Argv:
         return ("nixos-anywhere",)
     if shutil.which("nix") is None:
         raise NixaError(
-            "nixos-anywhere is not there, and there is no nix to run it with",
+            "nixos-anywhere not found, nor nix to run it with",
             hint="install Nix or nixos-anywhere, or name it in hosts.toml: [fleet] nixos_anywhere",
         )
     return ("nix", "--extra-experimental-features", "nix-command flakes", "run", PINNED, "--")
@@ -116,5 +116,5 @@ def run(
             what="nixos-anywhere",
         )
     except CommandFailed as error:
-        error.hint = f"mend what its last lines say, then: doit deploy:{host.name}"
+        error.hint = f"fix what its last lines say, then: doit deploy:{host.name}"
         raise

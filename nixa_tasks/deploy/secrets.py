@@ -33,7 +33,7 @@ class Provided:
 def provided(host: Host, root: Path, folder: Path, processes: Processes) -> Iterator[Provided]:
     """The host's secrets as files for as long as the body runs. `root`: where commands run.
 
-    Raises NixaError where one can't be had; its text is never part of an error.
+    Raises NixaError where one can't be read; its text is never part of an error.
     """
     with private.memory_folder(folder, processes) as place:
         keys = tuple(

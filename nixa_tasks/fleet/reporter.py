@@ -65,8 +65,7 @@ class Lines:
         line = self._line(event)
         if line is not None:
             with self._lock:
-                self._stream.write(f"{event.host}: {line}\n" if event.host else f"{line}\n")
-                self._stream.flush()
+                text.write(self._stream, f"{event.host}: {line}\n" if event.host else f"{line}\n")
 
     def close(self) -> None:
         pass

@@ -15,7 +15,7 @@ _NO_TOOL = 127
 
 
 def command_for(path: Path) -> tuple[str, ...] | None:
-    """The tool that writes such a file, told by its suffix; None for one that none of them writes."""
+    """The tool that writes such a file, by its suffix; None for one that none of them writes."""
     match path.suffix:
         case ".json":
             return ("nixos-facter",)

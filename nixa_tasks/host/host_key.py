@@ -85,7 +85,7 @@ def address(host: Host) -> str:
 class KnownHosts:
     """The keys remembered for this user: `$XDG_STATE_HOME/nixa/known_hosts`, one a line.
 
-    A key that `doit trust` took beside a pin stands on a line of its own kind, so that a key that
+    A key that `doit trust` accepted beside a pin is on a line of its own kind, so that a key that
     was merely seen never weakens a pin.
     """
 
@@ -136,7 +136,7 @@ class KnownHosts:
             except ValueError as error:
                 raise NixaError(
                     f"{self.path} is damaged: {error}",
-                    hint="it holds the host keys seen so far; mend or remove that line",
+                    hint="it holds the host keys seen so far; fix or remove that line",
                 ) from error
         return keys
 

@@ -59,18 +59,18 @@ def held(ssh: Ssh, *, timeout: float, announce: Callable[[str], None]) -> Iterat
             lock.waited_for = line
             announce(f"waiting for the host's lock, {line}")
         elif line == "unlocked":
-            announce("the host has no flock, so that another controller is not kept out")
+            announce("the host has no flock, so nothing stops another controller")
         elif line.startswith("locked "):
             lock.token = line.removeprefix("locked ").strip()
         return line == "unlocked" or line.startswith("locked ")
 
     holder = f"{operator()} process {os.getpid()} since {rfc3339(ssh.clock.now())}"
-    words = (str(max(1, int(timeout))), holder)
+    arguments = (str(max(1, int(timeout))), holder)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(
                 ssh.processes.hold(
-                    ssh.command("sh", "-c", script("lock"), "nixa", *words, root=True),
+                    ssh.command("sh", "-c", script("lock"), "nixa", *arguments, root=True),
                     is_ready=is_ready,
                     deadline=timeout + 60,
                     heartbeat=Heartbeat(

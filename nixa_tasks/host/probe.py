@@ -122,8 +122,8 @@ _WORD = re.compile(r"[\x20-\x7e]{1,200}")
 
 def ask(ssh: Ssh) -> Facts:
     """One login, one script, its facts. Raises Unreachable, or as Processes.run does."""
-    words = (RECEIPT, str(MAX_RECEIPT), *TOOLS)
-    done = ssh.run(script("probe"), *words, deadline=PROBE_SECONDS, output=_OUTPUT, what="probe")
+    arguments = (RECEIPT, str(MAX_RECEIPT), *TOOLS)
+    done = ssh.run(script("probe"), *arguments, deadline=PROBE_SECONDS, output=_OUTPUT, what="probe")
     return parse(done.stdout)
 
 

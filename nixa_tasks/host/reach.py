@@ -53,7 +53,7 @@ class Reached:
 
     @property
     def can_be_root(self) -> bool:
-        """Whether commands can run as root there: without a password, or with the one that is at hand."""
+        """Whether commands can run as root there: without a password, or with one that is known."""
         return self.facts.elevation is not None or self.ssh.password is not None
 
 

@@ -49,7 +49,7 @@ class Kind(StrEnum):
 
 
 class Unreachable(NixaError):
-    """The host can't be reached or does not let us in. `kind` tells the ways apart."""
+    """The host can't be reached or does not let us in. `kind` says why."""
 
     def __init__(
         self, kind: Kind, what: str, *, host: str, tail: tuple[str, ...] = (), hint: str | None = None
@@ -205,8 +205,8 @@ class Ssh:
         Its input then begins with `password.preamble`, where there is a password.
         """
         prefix = self.elevation.prefix if root else ()
-        words = (remote_command(prefix + remote),) if remote else ()
-        return ("ssh", *self.options(), "-T", "-l", self.user, "--", self.target, *words)
+        quoted = (remote_command(prefix + remote),) if remote else ()
+        return ("ssh", *self.options(), "-T", "-l", self.user, "--", self.target, *quoted)
 
     def run(
         self,
@@ -270,7 +270,7 @@ class Ssh:
     def _shim(self, preamble: Path | None, fence: Fence | None) -> Path:
         real = shutil.which("ssh")
         if real is None:
-            raise NixaError("ssh is not there", hint="install the OpenSSH client")
+            raise NixaError("ssh not found", hint="install the OpenSSH client")
         kind = f"{'shared' if self.shared else 'plain'}-{self.strict:d}{'-fed' if preamble else ''}{'-fenced' if fence else ''}"
         folder = self.folder / f"{self._tag}-{kind}-bin"
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -326,7 +326,7 @@ def end_shared(processes: Processes, socket: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    """Ours, in the language that ssh's messages are told apart by, and without a graphical prompt."""
+    """Ours, in the language that ssh's messages are matched in, and without a graphical prompt."""
     return {name: value for name, value in os.environ.items() if name != "SSH_ASKPASS"} | {"LC_ALL": "C"}
 
 
@@ -359,13 +359,13 @@ _KINDS: Final[Mapping[str, tuple[Kind, str, str]]] = {
     r"connection (closed|reset)|kex_exchange_identification|broken pipe|connection lost": (
         Kind.CLOSED,
         "it closed the connection",
-        "does sshd accept this user and address? its own log tells why",
+        "does sshd accept this user and address? its log says why",
     ),
 }
 
 
 def explain(ssh: Ssh, tail: tuple[str, ...]) -> Unreachable:
-    """ssh's own words as one of a few kinds that a person treats differently."""
+    """ssh's own message as one of a few kinds that a person treats differently."""
     text = "\n".join(tail)
     if re.search(r"host key verification failed|remote host identification has changed", text, re.IGNORECASE):
         return Unreachable(

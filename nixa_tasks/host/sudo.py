@@ -42,7 +42,7 @@ class Elevation(StrEnum):
 
     @property
     def prefix(self) -> Argv:
-        """What stands before the command. `-k`: no remembered login is used, and none is left behind."""
+        """What goes before the command. `-k`: no remembered login is used, and none is left behind."""
         match self:
             case Elevation.NONE:
                 return ()

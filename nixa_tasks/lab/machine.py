@@ -116,10 +116,12 @@ class Machine:
             self.wait(lambda: self.boots > before and self.is_up, "power cycle")
 
     def reset(self, *, wait: bool = True) -> None:
-        """As new: an empty disk, the old Linux, no faults. Its host key stays."""
+        """As new: an empty disk, the old Linux, no faults. Its host key stays, so that what the lab's
+        own project remembers of a NixOS on it goes too: nixa would not install over that."""
         before = self.boots
         self._ask({"do": "reset"})
         self.paths.wipes.unlink(missing_ok=True)
+        (self._lab.flake / ".nixa/hosts" / self.name / "deployed.json").unlink(missing_ok=True)
         if wait:
             self.wait(lambda: self.boots > before and self.is_up, "reset")
 

@@ -128,7 +128,8 @@ class Journal:
         if event.kind is not Kind.PROGRESS:
             self._append(event)
         for listener in self._listeners:
-            listener(event)
+            with contextlib.suppress(OSError, ValueError):  # whoever shows it: nobody has to be able to read
+                listener(event)
 
     def _append(self, event: Event) -> None:
         line: dict[str, object] = {

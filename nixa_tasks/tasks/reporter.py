@@ -19,6 +19,7 @@ from nixa_tasks.tasks.actions import Meta, call, run_of
 from nixa_tasks.tasks.families import BY_NAME
 from nixa_tasks.tasks.results import Results
 from nixa_tasks.tasks.selection import choose
+from nixa_tasks.text import write
 
 if TYPE_CHECKING:
     from nixa_tasks.fleet.reporter import View
@@ -210,7 +211,7 @@ class Reporter:
         if stop is not None:
             raise stop
         if self._results.crashed is not None:
-            sys.stderr.write(f"internal error in nixa; please report this:\n{self._results.crashed}")
+            write(sys.stderr, f"internal error in nixa; please report this:\n{self._results.crashed}")
             raise SystemExit(EXIT_INTERNAL)
         if self._results.status:
             raise SystemExit(self._results.status)
@@ -262,7 +263,7 @@ class Reporter:
 
     def _print_end(self, stopped: bool) -> None:
         for text in self._shown():
-            self._out.write(text if text.endswith("\n") else text + "\n")
+            write(self._out, text if text.endswith("\n") else text + "\n")
         errors = [error for error in self._results.errors if not isinstance(error, Interrupted)]
         results = list(self._results.hosts.values())
         unchanged = [
@@ -287,11 +288,11 @@ class Reporter:
             lines.append(f"unchanged: {len(unchanged)} more")
         stream = sys.stderr if self._silent else self._out
         for line in lines[1:] if lines[:1] == [""] else lines:
-            stream.write(line + "\n")
+            write(stream, line + "\n")
         for message in (*self._runtime_errors, *self._users_errors):
-            sys.stderr.write(f"ERROR: {message}\n")
+            write(sys.stderr, f"ERROR: {message}\n")
         if stopped:
-            sys.stderr.write("stopped; what was finished is kept, and the next run goes on from there\n")
+            write(sys.stderr, "stopped; finished steps are not repeated by the next run\n")
 
 
 def _is_users(task: Any) -> bool:
