@@ -27,7 +27,7 @@ from doit.doit_cmd import DoitMain
 
 from nixa_tasks.fleet.reporter import Result
 from nixa_tasks.manifest.model import Manifest
-from nixa_tasks.process.run import local
+from nixa_tasks.process.run import LocalProcesses
 from nixa_tasks.state.receipt import Receipt
 from nixa_tasks.tasks import fleet, manifest
 from nixa_tasks.tasks.loader import NixaLoader
@@ -54,7 +54,7 @@ class Fleet:
 
     def __init__(self, folder: str | os.PathLike[str] = ".") -> None:
         self._folder = Path(folder).absolute()
-        self.manifest: Manifest = manifest.find(self._folder, local())
+        self.manifest: Manifest = manifest.find(self._folder, LocalProcesses())
 
     def hosts(self, on: str = "") -> tuple[str, ...]:
         """The hosts that an expression chooses, as behind `--on`; all without one. Raises

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nixa_tasks.errors import DeadlinePassed, NixaError
-from nixa_tasks.process import run as process
-from nixa_tasks.process.clock import Clock
+from nixa_tasks.process.clock import Clock, SystemClock
 
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
@@ -134,7 +133,7 @@ def locked(
     It is an flock, which the kernel drops with its holder; the file goes with its last holder.
     Raises DeadlinePassed, Interrupted, NixaError.
     """
-    clock = clock or process.local().clock
+    clock = clock or SystemClock()
     what = what or path.name
     started, announced, pause = clock.monotonic(), False, _FIRST_PAUSE
     while (handle := _try(path)) is None:

@@ -27,8 +27,8 @@ class Clock(Protocol):
 class SystemClock:
     """This machine's clock; `stopped` ends every wait."""
 
-    def __init__(self, stopped: threading.Event) -> None:
-        self._stopped = stopped
+    def __init__(self, stopped: threading.Event | None = None) -> None:
+        self._stopped = stopped or threading.Event()
 
     def monotonic(self) -> float:
         return time.monotonic()

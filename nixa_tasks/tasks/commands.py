@@ -132,13 +132,13 @@ class Commands:
         return run
 
     def _load(self) -> Manifest:
-        from nixa_tasks.process.run import local
+        from nixa_tasks.process.run import LocalProcesses
         from nixa_tasks.tasks import manifest
 
         looks = settled.looks(self._folder / manifest.MANIFEST)
         if self._manifest is None or looks != self._looks:
             try:
-                self._looks, self._manifest = looks, manifest.find(self._folder, local())
+                self._looks, self._manifest = looks, manifest.find(self._folder, LocalProcesses())
             except NixaError as error:
                 raise InvalidDodoFile(error.render()) from None
         return self._manifest

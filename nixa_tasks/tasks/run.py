@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nixa_tasks.errors import NixaError
 from nixa_tasks.files import read_json
 from nixa_tasks.manifest.model import Dirty, Host, Manifest
-from nixa_tasks.process.run import LocalProcesses, local
+from nixa_tasks.process.run import LocalProcesses
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.receipt import Receipt
@@ -64,7 +64,7 @@ class Run:
     deploys: tuple[str, ...] = ()
     reporting_process: int = 0
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    processes: LocalProcesses = field(default_factory=local)
+    processes: LocalProcesses = field(default_factory=LocalProcesses)
     results: Results = field(default_factory=Results)
     settled: tuple[str, ...] = ()
     is_plain_deploy: bool = False
@@ -133,7 +133,7 @@ class Run:
             if self._neighbours is None:
                 from nixa_tasks.image.delivery.neighbours import Neighbours
 
-                self._neighbours = Neighbours()
+                self._neighbours = Neighbours(self.processes.clock)
             return self._neighbours
 
     @property
@@ -250,4 +250,5 @@ def begin(manifest: Manifest, request: Request) -> Run:
     layout = Layout(manifest.root)
     with contextlib.suppress(OSError):  # a folder that can't be written can still be looked at
         layout.make()
-    return Run(manifest, layout, Journal(layout.journal, local().clock), request)
+    processes = LocalProcesses()
+    return Run(manifest, layout, Journal(layout.journal, processes.clock), request, processes=processes)

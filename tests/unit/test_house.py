@@ -21,9 +21,9 @@ MODULES = {name: module for name, module in modules().items() if module.room != 
 
 KNOWN: Mapping[str, Mapping[str, int]] = {
     "circles": {},
-    "mutable": {"process": 1},
+    "mutable": {},
     "long": {},
-    "parameters": {"image": 1, "process": 2},
+    "parameters": {"image": 1, "process": 1},
 }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nixa_tasks.errors import CommandFailed, DeadlinePassed, NixaError
-from nixa_tasks.process import run as process
+from nixa_tasks.process.run import Heartbeat, LocalProcesses, Output, Place
 
 
 def is_alive(pid: int) -> bool:
@@ -28,14 +28,16 @@ def is_alive(pid: int) -> bool:
 
 def test_output_is_kept_and_both_streams_reach_the_sink_as_they_come() -> None:
     lines: list[str] = []
-    done = process.run(("sh", "-c", "echo out; echo err >&2"), deadline=10, sink=lines.append)
+    done = LocalProcesses().run(
+        ("sh", "-c", "echo out; echo err >&2"), deadline=10, output=Output(lines.append)
+    )
     assert done.stdout == "out\n"
     assert sorted(lines) == ["err", "out"]
 
 
 def test_a_failure_carries_its_status_and_last_lines() -> None:
     with pytest.raises(CommandFailed) as caught:
-        process.run(("sh", "-c", "echo why >&2; exit 7"), deadline=10, host="web1", what="a step")
+        LocalProcesses().run(("sh", "-c", "echo why >&2; exit 7"), deadline=10, host="web1", what="a step")
     assert caught.value.status == 7
     assert caught.value.tail == ("why",)
     assert "a step" in caught.value.render()
@@ -44,14 +46,14 @@ def test_a_failure_carries_its_status_and_last_lines() -> None:
 def test_past_its_deadline_the_whole_group_is_ended(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     with pytest.raises(DeadlinePassed):
-        process.run(("sh", "-c", f"sleep 60 & echo $! >{note}; wait"), deadline=0.5)
+        LocalProcesses().run(("sh", "-c", f"sleep 60 & echo $! >{note}; wait"), deadline=0.5)
     time.sleep(0.2)
     assert not is_alive(int(note.read_text()))
 
 
 def test_a_background_child_that_keeps_the_pipe_is_not_waited_for() -> None:
     started = time.monotonic()
-    assert process.run(("sh", "-c", "sleep 5 & echo hi"), deadline=30).stdout == "hi\n"
+    assert LocalProcesses().run(("sh", "-c", "sleep 5 & echo hi"), deadline=30).stdout == "hi\n"
     assert time.monotonic() - started < 4
 
 
@@ -60,24 +62,24 @@ def test_input_flows_as_the_process_takes_it() -> None:
         for _ in range(64):
             yield b"x" * (1 << 16)
 
-    done = process.run(("sh", "-c", "sleep 0.2; wc -c"), deadline=20, stdin=chunks())
+    done = LocalProcesses().run(("sh", "-c", "sleep 0.2; wc -c"), deadline=20, stdin=chunks())
     assert int(done.stdout) == 64 << 16
 
 
 def test_a_process_that_reads_nothing_does_not_hang_its_writer() -> None:
-    assert process.run(("true",), deadline=10, stdin=b"x" * (8 << 20)).is_ok
+    assert LocalProcesses().run(("true",), deadline=10, stdin=b"x" * (8 << 20)).is_ok
 
 
 def test_a_missing_program_says_what_to_install() -> None:
     with pytest.raises(NixaError, match="no-such-program") as caught:
-        process.run(("no-such-program",), deadline=5)
+        LocalProcesses().run(("no-such-program",), deadline=5)
     assert caught.value.hint
 
 
 def test_after_a_stop_everything_is_ended_and_nothing_starts(tmp_path: Path) -> None:
     code = (
         "import threading, time\n"
-        "from nixa_tasks.process import run as process\n"
+        "from nixa_tasks.process.run import LocalProcesses; process = LocalProcesses()\n"
         "from nixa_tasks.errors import Interrupted\n"
         "ends = []\n"
         "def work():\n"
@@ -89,7 +91,7 @@ def test_after_a_stop_everything_is_ended_and_nothing_starts(tmp_path: Path) -> 
         "except Interrupted: ends.append('nothing starts')\n"
         "print(ends)\n"
     )
-    done = process.run((sys.executable, "-c", code), deadline=30, cwd=tmp_path)
+    done = LocalProcesses().run((sys.executable, "-c", code), deadline=30, place=Place(tmp_path))
     assert done.stdout.strip() == "['interrupted', 'nothing starts']"
     assert not is_alive(int((tmp_path / "pid").read_text()))
 
@@ -98,12 +100,11 @@ def test_a_held_process_lives_as_long_as_the_body(tmp_path: Path) -> None:
     script = (
         f"echo $$ >{tmp_path}/pid; echo ready; while read -r beat; do echo $beat >>{tmp_path}/beats; done"
     )
-    with process.hold(
+    with LocalProcesses().hold(
         ("sh", "-c", script),
         is_ready=lambda line: line == "ready",
         deadline=10,
-        beat=b"beat\n",
-        every=0.1,
+        heartbeat=Heartbeat(b"beat\n", 0.1),
         what="lock",
     ):
         time.sleep(0.5)
@@ -115,8 +116,12 @@ def test_a_held_process_lives_as_long_as_the_body(tmp_path: Path) -> None:
 def test_a_held_process_that_is_never_ready_is_an_error() -> None:
     with (
         pytest.raises(CommandFailed, match="too soon"),
-        process.hold(
-            ("sh", "-c", "exit 75"), is_ready=lambda _line: True, deadline=5, beat=b"", every=1, what="lock"
+        LocalProcesses().hold(
+            ("sh", "-c", "exit 75"),
+            is_ready=lambda _line: True,
+            deadline=5,
+            heartbeat=Heartbeat(b"", 1),
+            what="lock",
         ),
     ):
         pass
@@ -128,10 +133,12 @@ def test_who_says_too_much_is_cut_off(flood: str) -> None:
     lines: list[int] = []
     started = time.monotonic()
     with pytest.raises(NixaError, match="printed more than") as caught:
-        process.run(
-            ("sh", "-c", flood), deadline=120, limit=8 << 20, max_stdout=1 << 20,
-            sink=lambda line: lines.append(len(line)), what="probe",
-        )  # fmt: skip
+        LocalProcesses().run(
+            ("sh", "-c", flood),
+            deadline=120,
+            output=Output(lambda line: lines.append(len(line)), keep=1 << 20, limit=8 << 20),
+            what="probe",
+        )
     assert time.monotonic() - started < 60
     assert sum(lines) <= 8 << 20
     assert max(lines) < 1 << 18
@@ -142,8 +149,12 @@ def test_who_says_too_much_is_cut_off(flood: str) -> None:
 def test_a_held_command_that_says_too_much_is_ended(flood: str) -> None:
     with (
         pytest.raises(NixaError, match="ended too soon"),
-        process.hold(
-            ("sh", "-c", flood), is_ready=lambda _line: False, deadline=60, beat=b"", every=1, what="lock"
+        LocalProcesses().hold(
+            ("sh", "-c", flood),
+            is_ready=lambda _line: False,
+            deadline=60,
+            heartbeat=Heartbeat(b"", 1),
+            what="lock",
         ),
     ):
         pytest.fail("it was never ready")
@@ -152,7 +163,8 @@ def test_a_held_command_that_says_too_much_is_ended(flood: str) -> None:
 KILLED = """
 import os, sys, threading, time
 from pathlib import Path
-from nixa_tasks.process import run as process
+from nixa_tasks.process.run import LocalProcesses
+process = LocalProcesses()
 folder = Path(sys.argv[1])
 folder.mkdir()
 (folder / "secret").write_text("x")
@@ -187,8 +199,8 @@ def test_a_killed_nixa_ends_its_shared_connections_and_nobody_elses_process(tmp_
     folder, program = tmp_path / "run", tmp_path / "ssh"
     folder.mkdir()
     shutil.copy(shutil.which("sleep") or "", program)
-    code = "import os, sys; from pathlib import Path; from nixa_tasks.process import run as process\n"
-    code += "process.remove_at_death(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    code = "import os, sys; from pathlib import Path; from nixa_tasks.process.run import LocalProcesses\n"
+    code += "process = LocalProcesses(); process.remove_at_death(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
     with (
         subprocess.Popen((f"ssh: {folder}/socket [mux]", "100"), executable=program) as master,
         subprocess.Popen((f"tail -f {folder}/log", "100"), executable=shutil.which("sleep")) as person,

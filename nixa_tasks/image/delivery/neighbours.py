@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from nixa_tasks.process import run as process
+from nixa_tasks.process.clock import Clock, SystemClock
 
 _LOOK_SECONDS = 0.5
 
@@ -36,9 +36,10 @@ class _Pool:
 
 
 class Neighbours:
-    """The hosts of this run, by image. Safe for several threads."""
+    """The hosts of this run, by image. Safe for several threads. `clock` ends waits at a stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
         self._changed = threading.Condition()
         self._pools: dict[str, _Pool] = {}
 
@@ -47,7 +48,7 @@ class Neighbours:
         """Take part for as long as the body runs; whatever ends it, nobody waits for this host then."""
         with self._changed:
             pool = self._pools.setdefault(sha256, _Pool())
-        member = Member(host, pool, self._changed)
+        member = Member(host, pool, self._changed, self._clock)
         try:
             yield member
         finally:
@@ -61,6 +62,7 @@ class Member:
     host: str
     _pool: _Pool
     _changed: threading.Condition
+    _clock: Clock
     _tried: set[str] = field(default_factory=set)
 
     @contextlib.contextmanager
@@ -100,7 +102,7 @@ class Member:
                 if not told:
                     note(f"waiting to take it from {', '.join(others)}")
                     told = True
-                process.sleep(0.0)
+                self._clock.sleep(0.0)
         finally:
             with self._changed:
                 pool.waiting.discard(self.host)
@@ -123,7 +125,7 @@ class Member:
                     del pool.holders[self.host]
                     return
                 self._changed.wait(_LOOK_SECONDS)
-            process.sleep(0.0)
+            self._clock.sleep(0.0)
 
     def leave(self) -> None:
         """Nobody can count on this host any more."""

@@ -24,7 +24,7 @@ from nixa_tasks.host.ssh import Ssh
 from nixa_tasks.image.delivery import on_host as onhost
 from nixa_tasks.image.delivery.pull import serving_urls
 from nixa_tasks.manifest.model import Host
-from nixa_tasks.process.run import LocalProcesses, local
+from nixa_tasks.process.run import LocalProcesses
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 
@@ -117,7 +117,7 @@ def test_what_it_said_is_shown_without_its_control_characters(said: str, repeate
 
 
 def test_a_note_of_its_words_holds_no_control_characters(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal.jsonl", local().clock)
+    journal = Journal(tmp_path / "journal.jsonl", LocalProcesses().clock)
     told: list[str] = []
     journal.subscribe(lambda event: told.append(event.text))
     journal.note("web1", "lock", "held by \x1b]0;x\x07\nweb2: installed")

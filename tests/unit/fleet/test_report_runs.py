@@ -12,7 +12,7 @@ import pytest
 from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.fleet.report.records import Record, find_log, parse, parse_line, read_journal
 from nixa_tasks.fleet.report.runs import account, failures, latest, runs
-from nixa_tasks.process.run import local
+from nixa_tasks.process.run import LocalProcesses
 from nixa_tasks.state.journal import Journal, Kind
 from nixa_tasks.state.layout import Layout
 
@@ -21,7 +21,7 @@ DISKO_FAILED = "the disk is busy"
 
 def journal_of_two_runs(path: Path) -> tuple[str, str]:
     """A deploy of two hosts, of which one fails, and a second that mends it. The runs' names."""
-    first = Journal(path, local().clock)
+    first = Journal(path, LocalProcesses().clock)
     with first.step("", "evaluate", "2 hosts"):
         pass
     with first.step("web1", "deploy"):
@@ -30,7 +30,7 @@ def journal_of_two_runs(path: Path) -> tuple[str, str]:
             pass
     with pytest.raises(NixaError), first.step("web2", "deploy"), first.step("web2", "disko"):
         raise NixaError(DISKO_FAILED)
-    second = Journal(path, local().clock)
+    second = Journal(path, LocalProcesses().clock)
     with second.step("web2", "deploy"):
         pass
     return first.run, second.run
@@ -76,9 +76,9 @@ def test_a_command_of_another_kind_makes_up_for_no_failure(
     tmp_path: Path, failed: str, later: str, is_over: bool
 ) -> None:
     path = tmp_path / "journal.jsonl"
-    with pytest.raises(NixaError), Journal(path, local().clock).step("web1", failed):
+    with pytest.raises(NixaError), Journal(path, LocalProcesses().clock).step("web1", failed):
         raise NixaError("it broke")
-    with Journal(path, local().clock).step("web1", later):
+    with Journal(path, LocalProcesses().clock).step("web1", later):
         pass
     (failure,) = failures(runs(read_journal(path).recent), lambda host, run: None)
     assert failure.is_over == is_over
@@ -99,7 +99,7 @@ def test_an_end_whose_beginning_was_cut_off_tells_it_by_its_length() -> None:
 
 
 def test_a_stopped_step_is_no_failure(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal.jsonl", local().clock)
+    journal = Journal(tmp_path / "journal.jsonl", LocalProcesses().clock)
     with pytest.raises(Interrupted), journal.step("web1", "deploy"):
         raise Interrupted("stopped")
     found = runs(read_journal(journal.path).recent)
@@ -110,7 +110,7 @@ def test_a_stopped_step_is_no_failure(tmp_path: Path) -> None:
 def test_looking_is_not_the_latest_run_where_one_worked_on_a_host(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     _, deployed = journal_of_two_runs(path)
-    with Journal(path, local().clock).step("", "evaluate"):
+    with Journal(path, LocalProcesses().clock).step("", "evaluate"):
         pass
     assert latest(runs(read_journal(path).recent)).id == deployed
 
@@ -162,7 +162,7 @@ def test_a_long_journal_is_read_in_a_moment_and_its_last_runs_are_whole(tmp_path
 
 
 def test_what_a_cut_upload_left_is_not_among_the_bytes_that_travelled(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal.jsonl", local().clock)
+    journal = Journal(tmp_path / "journal.jsonl", LocalProcesses().clock)
     with journal.step("web1", "upload") as step:
         step.sha256, step.size = "ab" * 32, 100
         for done in (40, 70, 60, 100):  # going on at 40; cut at 70, of which 60 are there

@@ -13,7 +13,7 @@ from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.fleet import plan
 from nixa_tasks.fleet.live import Live
 from nixa_tasks.fleet.reporter import Lines, Result, summary, wants_colour
-from nixa_tasks.process.run import local
+from nixa_tasks.process.run import LocalProcesses
 from nixa_tasks.state.journal import Event, Journal, Kind
 
 
@@ -119,7 +119,7 @@ def test_durations(seconds: float, shown: str) -> None:
 
 
 def test_a_journal_keeps_a_line_for_a_step_begun_and_one_for_its_end(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal.jsonl", local().clock)
+    journal = Journal(tmp_path / "journal.jsonl", LocalProcesses().clock)
     with pytest.raises(NixaError), journal.step("web1", "copy"):
         raise NixaError("cut")
     begun, ended = journal.path.read_text().splitlines()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nixa_tasks.process.run import local
+from nixa_tasks.process.run import LocalProcesses
 from nixa_tasks.state import private_dir as private
 
 
@@ -24,7 +24,7 @@ def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_folder_is_its_owners_and_gone_at_the_end(parent: Path) -> None:
-    with private.memory_folder(parent / "elsewhere", local()) as place:
+    with private.memory_folder(parent / "elsewhere", LocalProcesses()) as place:
         assert place.parent == parent
         assert place.stat().st_mode & 0o777 == 0o700
         (place / "secret").write_text("x")
@@ -32,14 +32,14 @@ def test_a_folder_is_its_owners_and_gone_at_the_end(parent: Path) -> None:
 
 
 def test_one_that_somebody_removed_meanwhile_is_no_fault_of_nixas(parent: Path) -> None:
-    with private.folder(parent, local()) as place:
+    with private.folder(parent, LocalProcesses()) as place:
         shutil.rmtree(place)
     assert not list(parent.iterdir())
 
 
 def test_without_a_tmpfs_it_lies_where_it_is_told(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(private, "_TMPFS", parent / "missing")
-    with private.memory_folder(parent, local()) as place:
+    with private.memory_folder(parent, LocalProcesses()) as place:
         assert place.parent == parent
 
 
@@ -62,7 +62,7 @@ with private.folder(pathlib.Path({str(parent)!r}), Forgetful()) as place:
     assert (left / "secret").exists()
     (parent / "nixa-of-a-person").mkdir()
     (parent / "nixa-link").symlink_to(parent / "nixa-of-a-person")
-    with private.folder(parent, local()) as held:
+    with private.folder(parent, LocalProcesses()) as held:
         private.sweep()
         assert not left.exists()
         assert held.exists()

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from nixa_tasks.errors import NixaError
-from nixa_tasks.process.run import local
+from nixa_tasks.process.run import LocalProcesses
 from nixa_tasks.state.run_log import RunLog
 
 
 def log(folder: Path) -> RunLog:
-    return RunLog(folder, "deploy", "0123456789ab", local().clock)
+    return RunLog(folder, "deploy", "0123456789ab", LocalProcesses().clock)
 
 
 def test_every_line_is_written_at_once_and_for_the_owner_alone(tmp_path: Path) -> None:
