@@ -305,9 +305,11 @@ def _hold(now: Situation, receipt: Receipt, live: str | None) -> Judgement | Non
     """The hold on an output that was rolled back, for as long as the host runs what it went back to."""
     if now.again or now.is_throwaway or live != receipt.out:
         return None
-    if receipt.outcome is Outcome.ROLLED_BACK and receipt.wanted == now.wanted:
+    if receipt.left != now.wanted:  # one that nobody confirmed has shown no fault: it is tried again
+        return None
+    if receipt.outcome is Outcome.ROLLED_BACK:
         return Judgement(State.HELD, Action.HOLD, Reason.ROLLED_BACK_BY_ITSELF, receipt)
-    if receipt.mode is How.ROLLBACK and receipt.outcome is Outcome.DONE and receipt.left == now.wanted:
+    if receipt.mode is How.ROLLBACK and receipt.outcome is Outcome.DONE:
         return Judgement(State.HELD, Action.HOLD, Reason.ROLLED_BACK_BY_PERSON, receipt)
     return None
 

@@ -6,7 +6,7 @@
 #
 # FOLDER holds: new (the system's store path), timeout (seconds without a sign of the controller
 # until it goes back), limit (seconds that an activation may take), the receipts begun.json, done.json,
-# back.json and stuck.json (@SECONDS@, @OUT@ and @WHY@ are filled in here), and task:
+# back.json, unconfirmed.json (as back.json, where nobody has said a word) and stuck.json (@SECONDS@, @OUT@ and @WHY@ are filled in here), and task:
 #   switch  activate it now, and watch it. It becomes what boots next only once it is confirmed
 #   boot    set it up for the next boot. `reboot` says who restarts the host: `no`body, or nixa,
 #           which is `watched` where the boot loader can boot a system once and has the one before
@@ -110,8 +110,8 @@ leave_to_others() { # what runs is neither the new system nor the one before: no
   esac
 }
 
-go_back() { # REASON
-  reason=$1
+go_back() { # REASON [FILE]
+  reason=$1 back=${2:-back.json}
   echo "$reason" >reason
   end_activation
   rm -f confirm
@@ -125,7 +125,7 @@ go_back() { # REASON
     loader="; its boot loader could not be set back"
   fi
   if [ "$(live)" = "$before" ] && [ "$(readlink -f "$profile")" = "$before_profile" ] && [ -z "$loader" ]; then
-    write_receipt back.json rolled-back
+    write_receipt "$back" rolled-back
   else
     echo "$reason$loader" >reason
     write_receipt stuck.json stuck
@@ -162,7 +162,7 @@ switch() { # to the system `new`: it runs, and what boots next stays the one bef
     fi
     if [ -e abort ]; then go_back "$(head -c 300 abort)"; fi
     if [ -e alive ]; then rm -f alive; last=$(now); waits_until $((last + timeout)); fi
-    if [ $(($(now) - last)) -ge "$timeout" ]; then go_back "nobody confirmed it within $timeout s"; fi
+    if [ $(($(now) - last)) -ge "$timeout" ]; then go_back "nobody confirmed it within $timeout s" unconfirmed.json; fi
     sleep 1
   done
 }
@@ -229,14 +229,14 @@ keep() { # the system that has booted: from now on the default
   restart_before "the boot loader could not be set up"
 }
 
-restart_before() { # REASON
+restart_before() { # REASON [FILE]
   echo "$1" >reason
   before=$(readlink -f "$earlier" 2>/dev/null)
   can_boot "$before" || fail "$1; there is no system to go back to"
   nix-env -p "$profile" --set "$before"
   activate_wholly "$before" boot rollback.log
   rm -f "$earlier"
-  write_receipt back.json rolled-back "$before"
+  write_receipt "${2:-back.json}" rolled-back "$before"
   timeout 20 sync
   sleep 2
   systemctl reboot || reboot || busybox reboot -f
@@ -254,7 +254,7 @@ prove() {
     fi
     if [ -e abort ]; then restart_before "$(head -c 300 abort)"; fi
     if [ -e alive ]; then rm -f alive; last=$(now); waits_until $((last + timeout)); fi
-    if [ $(($(now) - last)) -ge "$timeout" ]; then restart_before "nobody confirmed it within $timeout s"; fi
+    if [ $(($(now) - last)) -ge "$timeout" ]; then restart_before "nobody confirmed it within $timeout s" unconfirmed.json; fi
     sleep 1
   done
 }

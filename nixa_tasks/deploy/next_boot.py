@@ -157,7 +157,7 @@ def _gone_hint(name: str, restart: Restart) -> str:
 def _confirm(change: Change, failed_before: frozenset[str]) -> Receipt:
     """The new system runs: it stays if the checks pass, else the host restarts into the one before."""
     turn, host, facts = change.turn, change.turn.host, change.reached.facts
-    templates = {"done": change.receipt(change.new, Outcome.DONE), "back": change.back}
+    templates = {"done": change.receipt(change.new, Outcome.DONE), **change.ways_back}
     with turn.journal.step(host.name, "verify"):
         errand = Errand(change.new, Task.PROVE, templates)
         guard = launch(change.reached.ssh, errand, run=turn.journal.run, log=turn.log)
@@ -203,7 +203,8 @@ def _came_back_without(change: Change, before: Facts) -> NixaError:
     if after.system is None or after.system not in (before.system, before.profile):
         return _came_back_with(change, after)
     reason = "the new system did not boot"
-    receipt = receipts.failed(change.receipt(after.system, Outcome.ROLLED_BACK), reason)
+    made = replace(change.receipt(after.system, Outcome.ROLLED_BACK), left=change.new)
+    receipt = receipts.failed(made, reason)
     if after.profile == change.new:  # somebody chose it in the boot menu: make it what boots next
         errand = Errand(after.system, Task.BOOT, {"done": receipt, "back": receipt}, Restart.NOBODY)
         guard = launch(ssh, errand, run=turn.journal.run, log=turn.log)

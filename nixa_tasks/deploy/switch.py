@@ -63,12 +63,13 @@ class Change:
         """The receipts that the host writes where it goes back, and where it can't, by file name."""
         begun = dataclasses.replace(self.receipt("@OUT@", Outcome.FAILED), left=None)
         stuck = dataclasses.replace(begun, left=self.reached.facts.system, why="@WHY@")
-        return {"begun": begun, "back": self.back, "stuck": stuck}
+        unconfirmed = dataclasses.replace(self.back, left=None)  # which says nothing against the output
+        return {"begun": begun, "back": self.back, "unconfirmed": unconfirmed, "stuck": stuck}
 
     @property
     def back(self) -> Receipt:
-        """What the host writes where it goes back."""
-        return dataclasses.replace(self.receipt("@OUT@", Outcome.ROLLED_BACK), left=None, why="@WHY@")
+        """What the host writes where it goes back because of what the new system did: that is held."""
+        return dataclasses.replace(self.receipt("@OUT@", Outcome.ROLLED_BACK), left=self.new, why="@WHY@")
 
 
 def switch(change: Change) -> Receipt:

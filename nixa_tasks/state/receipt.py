@@ -49,7 +49,8 @@ def _is_sound(known: Mapping[str, Any]) -> bool:
 class Receipt:
     """`out` is what runs now, `wanted` what was to run; times are RFC 3339 UTC, `seconds` a duration.
 
-    `left`: the output that a rollback took back; of a failure, the system that the host still boots.
+    `left`: the output that a rollback took back, and that is held; of a failure, the system that the
+    host still boots.
     `why`: the reason of a failure, in one line.
     """
 

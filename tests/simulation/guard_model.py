@@ -95,7 +95,7 @@ class Guard:
             if self.files.pop("alive", None) is not None:
                 last = self.now
             if self.now - last >= timeout:
-                yield from self.go_back(f"nobody confirmed it within {timeout:g} s")
+                yield from self.go_back(f"nobody confirmed it within {timeout:g} s", "unconfirmed.json")
             yield 1.0
 
     def keep_switched(self, new: str) -> Process:
@@ -174,7 +174,7 @@ class Guard:
         yield from self.end_activation()
         return self.word("activated") == "0"
 
-    def go_back(self, reason: str) -> Process:
+    def go_back(self, reason: str, back: str = "back.json") -> Process:
         self.files["reason"] = reason
         yield from self.end_activation()
         self.files.pop("confirm", None)
@@ -188,7 +188,7 @@ class Guard:
         if self.is_default_set:
             is_set_back = yield from self.activate_wholly(self.before_profile, "boot")
         if self.boot.system == self.before and self.root.profile == self.before_profile and is_set_back:
-            yield from self.write_receipt("back.json", "rolled-back")
+            yield from self.write_receipt(back, "rolled-back")
         else:
             if not self.machine.world.systems[self.before].is_good:
                 self.machine.is_stuck = True
@@ -246,7 +246,7 @@ class Guard:
             raise _Exit
         yield from self.restart_before("the boot loader could not be set up")
 
-    def restart_before(self, reason: str) -> Process:
+    def restart_before(self, reason: str, back: str = "back.json") -> Process:
         self.files["reason"] = reason
         before = self.root.earlier or ""
         if before not in self.root.store:
@@ -254,7 +254,7 @@ class Guard:
         yield from self.set_profile(before)
         yield from self.activate_wholly(before, "boot")
         self.root.earlier = None
-        yield from self.write_receipt("back.json", "rolled-back", before)
+        yield from self.write_receipt(back, "rolled-back", before)
         yield 2.0
         self.machine.reboot()
         raise _Exit
@@ -273,5 +273,7 @@ class Guard:
             if self.files.pop("alive", None) is not None:
                 last = self.now
             if self.now - last >= timeout:
-                yield from self.restart_before(f"nobody confirmed it within {timeout:g} s")
+                yield from self.restart_before(
+                    f"nobody confirmed it within {timeout:g} s", "unconfirmed.json"
+                )
             yield 1.0

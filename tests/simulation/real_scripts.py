@@ -40,7 +40,7 @@ FINGERPRINTS = {
     "append to the image": "498cdfefc17eff99",
     "kexec": "3e43d93372e5651e",
     "fence.sh": "54e67472763fa1a5",
-    "guard.sh": "785998f99733fa44",
+    "guard.sh": "d1ffbc1018e9d153",
     "boot_once.sh": "d844e4f24a4a4f27",
 }
 

@@ -77,9 +77,9 @@ class Place:
         self.number += 1
         return self.project.parent / f"run-{self.number}"
 
-    def deploy(self) -> Background:
+    def deploy(self, *options: str) -> Background:
         return Background.begin(
-            self.project, self.environment, f"deploy:{self.machine.name}", output=self.output()
+            self.project, self.environment, f"deploy:{self.machine.name}", *options, output=self.output()
         )
 
     def want(self, message: str) -> None:
@@ -167,8 +167,8 @@ def _is_clear(said: str, host: str) -> bool:
 
 
 def _judge(place: Place, trial: Trial) -> str:
-    """After the fault: the same command again, and what the host then runs."""
-    again = place.deploy()
+    """After the fault: the same command again, also of what was rolled back, and what the host then runs."""
+    again = place.deploy("--again")
     status = again.end(seconds=_RUN_SECONDS)
     trial.said.append(again.said)
     if status != 0:

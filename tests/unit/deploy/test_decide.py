@@ -46,7 +46,8 @@ def receipt(
 PENDING = receipt(OLD, WANTED)  # set up for the next boot
 ELSEWHERE = receipt(WANTED, STRANGE)  # the same, and the flake went back to what runs
 UNCONFIRMED = receipt(OLD, WANTED, Outcome.FAILED)  # booted, or about to be
-BY_ITSELF = receipt(OLD, WANTED, Outcome.ROLLED_BACK)
+BY_ITSELF = receipt(OLD, WANTED, Outcome.ROLLED_BACK, left=WANTED)
+NOT_CONFIRMED = receipt(OLD, WANTED, Outcome.ROLLED_BACK)
 BY_PERSON = receipt(OLD, mode=How.ROLLBACK, left=WANTED)
 INSTALL_BEGUN = receipt(None, WANTED, Outcome.FAILED, How.INSTALL)
 RECEIPTS = (None, receipt(OLD), receipt(WANTED), receipt(STRANGE), PENDING, ELSEWHERE, UNCONFIRMED, BY_ITSELF,
@@ -250,6 +251,7 @@ def on_nixos(there: Receipt | None, live: str = OLD, profile: str | None = None,
         ),
         ({}, on_nixos(BY_ITSELF), {}, (State.HELD, Action.HOLD, Reason.ROLLED_BACK_BY_ITSELF)),
         ({}, on_nixos(BY_ITSELF), {"again": True}, (State.STALE, Action.SWITCH, Reason.NEW_OUTPUT)),
+        ({}, on_nixos(NOT_CONFIRMED), {}, (State.STALE, Action.SWITCH, Reason.NEW_OUTPUT)),
         ({}, on_nixos(BY_ITSELF, STRANGE), {}, (State.DRIFTED, Action.REFUSE, Reason.DRIFT)),
         ({}, on_nixos(BY_PERSON), {}, (State.HELD, Action.HOLD, Reason.ROLLED_BACK_BY_PERSON)),
         ({}, on_nixos(BY_PERSON), {"wanted": STRANGE}, (State.STALE, Action.SWITCH, Reason.NEW_OUTPUT)),
