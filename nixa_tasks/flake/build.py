@@ -10,6 +10,7 @@ from typing import Literal
 from nixa_tasks.errors import NixaError
 from nixa_tasks.files import read_json
 from nixa_tasks.flake.output import Output, forget
+from nixa_tasks.nix import errors as nix_errors
 from nixa_tasks.nix.command import Nix, command, is_store_path, store_command
 from nixa_tasks.nix.errors import NixFailed, Reason
 from nixa_tasks.process.pump import Sink
@@ -18,6 +19,8 @@ from nixa_tasks.state.layout import Layout
 
 BUILD_SECONDS = 12 * 3600.0
 _ROOT_SECONDS = 120.0
+_LOG_SECONDS = 60.0
+_LOG_LINES = 10
 What = Literal["toplevel", "disko"]
 
 
@@ -75,6 +78,7 @@ def build(
         nix.run(argv, deadline=deadline, sink=sink, host=host, what=f"build of {what}")
     except NixFailed as error:
         _raise_if_gone(layout, host, what, drv, error)
+        _add_builders_lines(nix, error)
         raise
     if not is_built(layout, host, output, what):
         raise NixaError(f"nix built {drv}, but {root} does not lead to {out}", host=host)
@@ -151,6 +155,16 @@ def _raise_if_gone(layout: Layout, host: str, what: What, drv: str, error: NixFa
         tail=error.tail,
         hint="run the same command again: the host is then evaluated again",
     ) from error
+
+
+def _add_builders_lines(nix: Nix, error: NixFailed) -> None:
+    """Put the end of the failed builder's own log in front of Nix's error, which does not hold it."""
+    if error.reason is Reason.BUILD and is_store_path(error.subject):
+        argv = store_command("--read-log", error.subject)
+        done = nix.run(argv, deadline=_LOG_SECONDS, check=False, what="log of the build")
+        said = [nix_errors.plain(line) for line in done.stdout.splitlines() if line.strip()]
+        new = [line for line in said[-_LOG_LINES:] if not any(line in shown for shown in error.tail)]
+        error.tail = (*new, *error.tail)
 
 
 def _paths(host: str, output: Output, what: What) -> tuple[str, str]:

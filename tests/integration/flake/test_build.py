@@ -28,7 +28,7 @@ from nixa_tasks.nix.command import Nix, store_command
 from nixa_tasks.nix.errors import NixFailed, Reason
 from nixa_tasks.process.run import LocalProcesses
 
-from .conftest import Project
+from .conftest import Project, every_nix
 
 # The store of the machine is everybody's: what collects garbage runs with a /nix of its own.
 PRIVATE = """set -eu
@@ -92,7 +92,8 @@ def test_what_is_deployed_stays_rooted_while_newer_systems_are_built(project: Pr
     assert str(previous) in _roots(Path(first.toplevel_out))
 
 
-def test_a_failed_build_names_its_derivation_and_its_log(project: Project) -> None:
+@every_nix
+def test_a_failed_build_names_its_derivation_and_shows_its_builders_last_lines(project: Project) -> None:
     broken = 'broken.config.system.build.toplevel = raw "broken" "echo {0} the disk is on fire; exit 3";'
     project.write(extra=broken.format(project.token))
     output = project.evaluation("broken").of("broken")
@@ -103,6 +104,8 @@ def test_a_failed_build_names_its_derivation_and_its_log(project: Project) -> No
     assert caught.value.subject == output.toplevel_drv
     assert f"log {output.toplevel_drv}" in (caught.value.hint or "")
     assert any("on fire" in line for line in lines)
+    shown = [line for line in caught.value.render().splitlines() if "on fire" in line]
+    assert len(shown) == 1, "the builder's last words are in the error, once"
 
 
 def test_a_collected_derivation_is_told_apart_and_evaluated_again(project: Project) -> None:
