@@ -24,8 +24,8 @@ from nixa_tasks.nix.command import Nix, command, is_store_path, store_command
 from nixa_tasks.process.pump import Sink
 from nixa_tasks.process.run import Argv, Output
 from nixa_tasks.state import private_dir as private
+from nixa_tasks.state.journal import RunLog
 from nixa_tasks.state.layout import Layout
-from nixa_tasks.state.run_log import RunLog
 
 COPY_SECONDS = 6 * 3600.0
 _KEEP_SECONDS = 120.0

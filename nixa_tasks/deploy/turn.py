@@ -16,10 +16,9 @@ from nixa_tasks.image.delivery.neighbours import Neighbours
 from nixa_tasks.image.obtain import Obtained
 from nixa_tasks.manifest.model import Host, Manifest
 from nixa_tasks.process.clock import Clock, rfc3339
-from nixa_tasks.state.journal import Journal
+from nixa_tasks.state.journal import Journal, RunLog
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.receipt import Receipt
-from nixa_tasks.state.run_log import RunLog
 
 _POLL_SECONDS = 0.2
 

@@ -21,7 +21,12 @@ _ROOT = {
     "password": "sudo asks for a password",
     "no": "no way to root",
 }
-_OS = {Os.NIXOS: "NixOS", Os.INSTALLER: "the NixOS installer", Os.OTHER: "not NixOS"}
+_OS = {
+    Os.NIXOS: "NixOS",
+    Os.INSTALLER: "the NixOS installer",
+    Os.INITRD: "waiting in its initrd",
+    Os.OTHER: "not NixOS",
+}
 
 
 def describe(host: str, reached: Reached) -> list[str]:

@@ -22,8 +22,7 @@ from nixa_tasks.host import reach
 from nixa_tasks.host.ssh import Ssh
 from nixa_tasks.image.obtain import Obtained
 from nixa_tasks.manifest.model import Image
-from nixa_tasks.state.journal import Journal
-from nixa_tasks.state.run_log import RunLog
+from nixa_tasks.state.journal import Journal, RunLog
 from nixa_tasks.tasks import images
 from nixa_tasks.tasks.run import Run
 from nixa_tasks.tasks.run import Turn as Ended

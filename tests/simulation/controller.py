@@ -22,10 +22,9 @@ from nixa_tasks.image.delivery.neighbours import Neighbours
 from nixa_tasks.image.obtain import Obtained
 from nixa_tasks.image.tarball import Summary
 from nixa_tasks.manifest.model import Fleet, Host, Manifest, UrlImage
-from nixa_tasks.state.journal import Event, Journal, Kind
+from nixa_tasks.state.journal import Event, Journal, Kind, RunLog
 from nixa_tasks.state.layout import Layout
 from nixa_tasks.state.receipt import Receipt
-from nixa_tasks.state.run_log import RunLog
 from tests.simulation.machine import Machine
 from tests.simulation.network import Connection, Link, Session, SimulatedClock, SimulatedProcesses
 from tests.simulation.scheduler import Killed, Task

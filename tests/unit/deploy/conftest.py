@@ -19,9 +19,8 @@ from nixa_tasks.image.delivery.neighbours import Neighbours
 from nixa_tasks.manifest.model import Fleet, Host, Manifest
 from nixa_tasks.process.clock import SystemClock
 from nixa_tasks.process.run import LocalProcesses, Processes
-from nixa_tasks.state.journal import Journal
+from nixa_tasks.state.journal import Journal, RunLog
 from nixa_tasks.state.layout import Layout
-from nixa_tasks.state.run_log import RunLog
 
 KEY = HostKey("ssh-ed25519", "AAAAC3NzaC1lZDI1NTE5AAAAIA==")
 

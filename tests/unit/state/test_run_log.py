@@ -10,7 +10,7 @@ import pytest
 
 from nixa_tasks.errors import NixaError
 from nixa_tasks.process.run import LocalProcesses
-from nixa_tasks.state.run_log import RunLog
+from nixa_tasks.state.journal import RunLog
 
 
 def log(folder: Path) -> RunLog:
