@@ -75,7 +75,8 @@ class Commands:
             self._manager, self._run, self._brief = Globals.dep_manager, None, None
             self._begin()
         if self._brief is not None:
-            return iter(self._brief[family.name]) if family.name in self._brief else None
+            made = self._brief.get(family.name)
+            return None if made is None else (task for task in made)  # doit wants a generator
         return families.tasks(family, self.run) if self.run.request.has(family.name) else None
 
     @property
@@ -106,7 +107,7 @@ class Commands:
                 and len(fine) == len(asked)
                 and all(word == _DEPLOY or word[7:] in fine for word in named)
             ):
-                self._brief = _unchanged(named, asked)
+                self._brief = _unchanged(self._state, named, asked)
                 return
         self._run = self._begin_run(command, named, fine)
 
@@ -168,17 +169,23 @@ def _is_asked(words: tuple[str, ...], host: str) -> bool:
     return any(word == _DEPLOY or fnmatch.fnmatchcase(host, word[7:]) for word in words)
 
 
-def _unchanged(words: tuple[str, ...], hosts: tuple[str, ...]) -> dict[str, list[Task]]:
+def _unchanged(state: Path, words: tuple[str, ...], hosts: tuple[str, ...]) -> dict[str, list[Task]]:
     """The tasks of a command that has nothing to do: those that it names, each up to date."""
     tasks: list[Task] = [
         {"basename": _DEPLOY, "name": None, "meta": Meta(None, settled=hosts if _DEPLOY in words else ())}
     ]
-    for word in dict.fromkeys(words):
-        if word != _DEPLOY:
-            meta = Meta(None, work=True)
-            tasks.append(
-                {"basename": _DEPLOY, "name": word[7:], "actions": [], "uptodate": [True], "meta": meta}
-            )
+    named = (word[7:] for word in dict.fromkeys(words) if word != _DEPLOY)
+    tasks += [
+        {
+            "basename": _DEPLOY,
+            "name": host,
+            "actions": [],
+            "uptodate": [True],
+            "file_dep": [f"{state}/hosts/{host}/output.json"],  # as doit has it on record
+            "meta": Meta(None, work=True),
+        }
+        for host in named
+    ]
     return {_DEPLOY: tasks}
 
 

@@ -149,10 +149,12 @@ def _row(
     }
 
 
-def record_settled(run: Run, hosts: Iterable[str]) -> None:
+def record_settled(run: Run, hosts: Iterable[str], at_ns: int | None = None) -> None:
     """Take hosts that doit has just found up to date into the index of what is settled. Everything is
-    looked at before and after it is checked once more; whatever is in doubt stays out."""
-    state, manifest, at_ns = run.layout.state, run.manifest, time.time_ns()
+    looked at before and after it is checked once more; whatever is in doubt stays out, as does all
+    where a file changed shortly before `at_ns` (now), which may change again unseen."""
+    state, manifest = run.layout.state, run.manifest
+    at_ns = time.time_ns() if at_ns is None else at_ns
     if (
         not _TREE.match(run.fingerprint.value)
         or run.fingerprint.is_impure
