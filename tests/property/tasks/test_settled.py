@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nixa_tasks.flake.output import Output, record
-from nixa_tasks.process.run import local
+from nixa_tasks.process.run import LocalProcesses
 from nixa_tasks.tasks import families, manifest, settled
 from nixa_tasks.tasks.backend import NixaDB
 from nixa_tasks.tasks.finish import record_settled
@@ -60,7 +60,7 @@ class Project:
         (self.root / "hosts.toml").write_text(f"version = 1\n{hosts}# {comment}\n")
 
     def run(self) -> Run:
-        return begin(manifest.find(self.root, local()), Request())
+        return begin(manifest.find(self.root, LocalProcesses()), Request())
 
     def evaluate(self, host: str | None = None, out: str = "x") -> None:
         run = self.run()
