@@ -150,10 +150,7 @@ def hardware_tasks(run: Run, hosts: Iterable[str]) -> Iterator[Task]:
 
 def why_evaluate(run: Run, host: str) -> str | None:
     """Why the flake has to be evaluated for the host; None where it need not be. Raises NixaError."""
-    from nixa_tasks.flake.evaluate import current
-
-    declared = run.manifest.hosts[host]
-    if current(run.layout, run.fingerprint, host, declared.flake_attr) is not None:
+    if host in run.evaluated:
         return None
     return f"the flake was not evaluated for {host} since it changed"
 

@@ -79,6 +79,7 @@ class Run:
     _nix: Nix | None = None
     _fingerprint: Fingerprint | None = None
     _evaluation: Evaluation | None = None
+    _evaluated: frozenset[str] | None = None
     _later: dict[str, Evaluation] = field(default_factory=dict)
     _uplink: Uplink | None = None
     _is_dirty_noted: bool = False
@@ -219,6 +220,19 @@ class Run:
                 note=lambda text: self.journal.note("", "evaluate", text),
             ),
         )
+
+    @property
+    def evaluated(self) -> frozenset[str]:
+        """The hosts that the run is about, or all, for which the flake was evaluated as it is; read once.
+        Raises NixaError."""
+        with self._lock:
+            if self._evaluated is None:
+                from nixa_tasks.flake.output import current_of
+
+                names = self.asked or tuple(self.manifest.hosts)
+                attributes = {name: self.manifest.hosts[name].flake_attr for name in names}
+                self._evaluated = frozenset(current_of(self.layout, self.fingerprint, attributes))
+            return self._evaluated
 
     def remembered_output(self, host: str) -> Output | None:
         """What output.json says, whether or not the flake has changed since."""
