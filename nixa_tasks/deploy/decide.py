@@ -219,11 +219,6 @@ def judge(now: Situation) -> Judgement:  # noqa: PLR0911 -- a row each
             assert_never(never)
 
 
-def is_recorded(now: Situation) -> bool:
-    """Whether a deploy has nothing to do by what is remembered here, without asking the host."""
-    return _judge_from_memory(now).action in (Action.CURRENT, Action.HOLD)
-
-
 def _judge_from_memory(now: Situation) -> Judgement:  # noqa: PLR0911 -- a row each
     here, host = now.here, now.host
     if here is None or here.target != host.target:

@@ -17,7 +17,6 @@ from nixa_tasks.deploy.decide import (
     Situation,
     State,
     boots_another,
-    is_recorded,
     judge,
     may_wipe,
 )
@@ -329,10 +328,11 @@ def test_the_table(
 
 
 def test_a_deploy_is_up_to_date_only_where_there_is_nothing_to_ask() -> None:
-    assert is_recorded(replace(HERE, here=receipt(WANTED)))
-    assert is_recorded(replace(HERE, here=BY_PERSON))
+    asked = replace(HERE, facts=None)
+    assert judge(replace(asked, here=receipt(WANTED))).action is Action.CURRENT
+    assert judge(replace(asked, here=BY_PERSON)).action is Action.HOLD
     for here in (None, receipt(OLD), UNCONFIRMED, PENDING, INSTALL_BEGUN):
-        assert not is_recorded(replace(HERE, here=here))
+        assert judge(replace(asked, here=here)).action is Action.ASK
 
 
 def test_a_hold_says_who_when_and_why() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nixa_tasks.deploy.decide import Situation, is_recorded
+from nixa_tasks.deploy.decide import Action, Situation, judge
 from nixa_tasks.deploy.receipts import adopt, remember
 from nixa_tasks.deploy.turn import Turn
 from nixa_tasks.flake.output import Output
@@ -28,7 +28,7 @@ def test_a_system_that_is_not_the_flakes_is_not_recorded_as_waiting_for_it(
     receipt = adopt(turn, reached)
     assert (receipt.out, receipt.wanted, receipt.drv) == (live, live, drv)
     assert not receipt.is_pending
-    assert is_recorded(Situation(HOST, NEW, receipt)) is is_done
+    assert (judge(Situation(HOST, NEW, receipt)).action is Action.CURRENT) is is_done
 
 
 def test_a_state_folder_that_can_not_be_written_ends_no_deploy(
