@@ -66,7 +66,11 @@ class Machine:
             **{name: f"{word}\n" for name, word in more.items()},
             "done.json": json.dumps(receipt | {"outcome": "done"}) + "\n",
             "armed.json": json.dumps(receipt | {"out": "@OUT@", "outcome": "failed"}) + "\n",
-            "back.json": json.dumps(receipt | {"out": "@OUT@", "outcome": "rolled-back"}) + "\n",
+            "begun.json": json.dumps(receipt | {"out": "@OUT@", "outcome": "failed"}) + "\n",
+            "back.json": json.dumps(receipt | {"out": "@OUT@", "outcome": "rolled-back", "left": str(new)})
+            + "\n",
+            "unconfirmed.json": json.dumps(receipt | {"out": "@OUT@", "outcome": "rolled-back"}) + "\n",
+            "stuck.json": json.dumps(receipt | {"out": "@OUT@", "outcome": "failed"}) + "\n",
         }.items():
             (self.folder / name).write_text(text)
         script = f"""
