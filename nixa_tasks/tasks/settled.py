@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 _VERSION = 1
+_FEW = 100
 _RACY_NS = 2_000_000_000  # what changed so shortly before it was looked at may change again unseen
 # What has git look at another tree, or in another way, than the one that the index was made from.
 _GITS = ("GIT_DIR", "GIT_WORK", "GIT_INDEX", "GIT_OBJECT", "GIT_ALT", "GIT_CONFIG", "GIT_ATTR", "GIT_COMMON",
@@ -37,7 +38,8 @@ class Index(NamedTuple):
 
     def settled(self, hosts: Iterable[str]) -> frozenset[str]:
         """Those of the hosts that have nothing to do."""
-        now = rows(self.state)
+        hosts = tuple(hosts)
+        now = rows(self.state, hosts)
         return frozenset(host for host in hosts if self.entries.get(host) == entry(self.state, host, now))
 
 
@@ -83,14 +85,18 @@ def entry(state: Path, host: str, rows: Mapping[str, int]) -> list[Any]:
     ]
 
 
-def rows(state: Path) -> dict[str, int]:
-    """A checksum of what doit's database says of each task."""
+def rows(state: Path, hosts: Collection[str] = ()) -> dict[str, int]:
+    """A checksum of what doit's database says of each task; of some `hosts` alone, where they are few."""
     import sqlite3
 
+    query, names = "select task_id, task_data from doit", []
+    if 0 < len(hosts) <= _FEW:
+        names = [f"{family}:{host}" for family in ("deploy", "evaluate") for host in hosts]
+        query += f" where task_id in ({','.join('?' * len(names))})"
     try:
         database = sqlite3.connect(f"file:{state / 'doit.db'}?mode=ro", uri=True, timeout=1)
         try:
-            found = database.execute("select task_id, task_data from doit").fetchall()
+            found = database.execute(query, names).fetchall()
         finally:
             database.close()
     except sqlite3.Error:

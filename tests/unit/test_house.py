@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-import pytest
-
 from tests.house import Module, circles, functions, imports, lines, modules, mutable_values, parameters
 
 LONGEST_FUNCTION = 60
 MOST_PARAMETERS = 8
-MOST_MODULES = 110  # without the lab
+MOST_MODULES = 114  # without the lab; the aim is 110
 
 # dodo.py is a user's file that happens to be ours: doit reads what stands at its top.
 MODULES = {name: module for name, module in modules().items() if module.room != "dodo"}
@@ -23,7 +21,7 @@ KNOWN: Mapping[str, Mapping[str, int]] = {
     "circles": {},
     "mutable": {},
     "long": {},
-    "parameters": {"image": 1, "process": 1},
+    "parameters": {"image": 1},
 }
 
 
@@ -64,7 +62,6 @@ def test_no_function_takes_more_than_a_person_can_keep_apart() -> None:
     assert offenders("parameters", found) == []
 
 
-@pytest.mark.skip(reason="the small rooms are being merged")
 def test_the_house_has_few_rooms() -> None:
     assert len(counted()) <= MOST_MODULES
 
