@@ -20,7 +20,7 @@ from nixa_tasks.files import locked, read_json, write_json
 from nixa_tasks.host import lock, reach
 from nixa_tasks.host.probe import Os
 from nixa_tasks.host.reach import Reached
-from nixa_tasks.host.ssh import Fence
+from nixa_tasks.host.ssh import Fence, FenceBroken, Stale
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 
 
@@ -71,8 +71,8 @@ def carry_out(turn: Turn) -> Done:
 
 def _run(turn: Turn) -> Done:
     """Reach the host and do what is to be done. Where the deploy that was waited for has restarted
-    the host, it is begun anew: an installation restarts it twice. Not a reinstallation, which would
-    wipe what the user did not know of."""
+    the host, it is begun anew: an installation restarts it twice. The same where the lock was lost with
+    a connection that was cut. Not a reinstallation, which would wipe what the user did not know of."""
     for is_last in (False, False, False, True):
         reached = _reach(turn)
         try:
@@ -89,9 +89,22 @@ def _run(turn: Turn) -> Done:
                 error,
             )
             reboot.await_boot(reached.ssh, awaited)
+        except Stale as error:
+            is_reinstall = turn.asked is Asked.REINSTALL
+            if is_last or is_reinstall or error.broken is not FenceBroken.LOCK_LOST or _has_changed(reached):
+                raise
+            turn.note(
+                "lock", "the host's lock was lost, and nobody has changed the host since: looking again"
+            )
         finally:
             reached.ssh.disconnect()
     raise AssertionError  # the last one has returned or raised
+
+
+def _has_changed(reached: Reached) -> bool:
+    """Whether the host has booted, or was switched or deployed to, since it was reached."""
+    now, then = reach.ask_again(reached.ssh), reached.facts
+    return (now.boot_id, now.system, now.receipt) != (then.boot_id, then.system, then.receipt)
 
 
 def _reach(turn: Turn) -> Reached:
