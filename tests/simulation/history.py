@@ -220,11 +220,11 @@ def play(history: History) -> Outcome:
     """Let it happen."""
     with clean_folder(scratch()) as folder, clean_environment():
         world = World(random.Random(history.seed ^ 0x5EED), folder, Scheduler())
-        _Play(history, world).run()
+        Play(history, world).run()
         return Outcome(world.violation, world.met, tuple(world.said))
 
 
-class _Play:
+class Play:
     """One history being played."""
 
     def __init__(self, history: History, world: World) -> None:
