@@ -1,4 +1,4 @@
-"""Files that are never half written, and locks that a dead holder never keeps."""
+"""Files that are never half written, locks that a dead holder never keeps, hashes and copies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from typing import Any
 from nixa_tasks.errors import DeadlinePassed, NixaError
 from nixa_tasks.process.clock import Clock, SystemClock
 
+BLOCK = 1 << 20
+_FICLONE = 0x40049409  # ioctl_ficlone(2)
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
 _ANNOUNCE_AFTER = 0.1  # seconds: a wait that nobody notices is not worth a line
@@ -192,3 +195,58 @@ def _try(path: Path) -> int | None:
             raise NixaError(f"{path} can't be locked: {error.strerror}") from error
     os.close(handle)
     return None
+
+
+# --- content
+
+
+def hash_file(path: Path, progress: Callable[[int, int | None], None] | None = None) -> str:
+    """SHA-256 of a file in lower-case hex. Raises OSError, and whatever `progress` raises."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    block = memoryview(bytearray(BLOCK))
+    done = 0
+    with path.open("rb", buffering=0) as file:
+        total = os.fstat(file.fileno()).st_size
+        while count := file.readinto(block):
+            digest.update(block[:count])
+            done += count
+            if progress is not None:
+                progress(done, total)
+    return digest.hexdigest()
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Make `target` a new file with the same content: blocks shared where the file system can (btrfs,
+    xfs), else a copy. Never a link: who writes to the source must not write to the copy.
+
+    Raises OSError; no half file is left then.
+    """
+    try:
+        try:
+            _reflink(source, target)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT):
+                raise
+            shutil.copyfile(source, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            target.unlink()
+        raise
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Give a file of the cache a second name, or copy it where there are no links. Raises OSError."""
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        copy_file(source, target)
+
+
+def _reflink(source: Path, target: Path) -> None:
+    with source.open("rb") as old, target.open("wb") as new:
+        fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
+        if os.fstat(new.fileno()).st_size != os.fstat(old.fileno()).st_size:
+            raise OSError(errno.EIO, "short clone")

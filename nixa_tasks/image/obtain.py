@@ -90,7 +90,7 @@ def look_inside(cache: Cache, path: Path, sha256: str) -> Summary:
 def damage_here(obtained: Obtained) -> str | None:
     """What to say where our own file is the damaged one, although it looks unchanged: a cached one has
     been removed then. None where it is right. Raises DeadlinePassed."""
-    from nixa_tasks.image.cache.files import hash_file
+    from nixa_tasks.files import hash_file
 
     path = obtained.path
     try:
@@ -148,8 +148,7 @@ def _built(
     image: InstallableImage, cache: Cache, nix: Nix, folder: Path, gcroots: Path, note: Note
 ) -> Obtained:
     """What Nix built. Its path is its identity, so it is hashed once for each path."""
-    from nixa_tasks.files import read_json, write_json
-    from nixa_tasks.image.cache.files import hash_file
+    from nixa_tasks.files import hash_file, read_json, write_json
     from nixa_tasks.image.nix_store import realise
 
     path = realise(nix, image, gcroots / f"kexec-{image.name}", folder=folder)

@@ -11,10 +11,10 @@ from enum import StrEnum
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from nixa_tasks.files import hash_file
 from nixa_tasks.image import github
 from nixa_tasks.image.cache.cache import Cache, Note, Progress
 from nixa_tasks.image.cache.entry import Entry, suffix_of
-from nixa_tasks.image.cache.files import hash_file
 from nixa_tasks.image.download.fetch import fetch, path_of
 from nixa_tasks.image.download.http import Limits, Network, Wire
 from nixa_tasks.image.errors import SourceError

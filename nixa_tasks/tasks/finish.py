@@ -18,7 +18,7 @@ from nixa_tasks.flake import reference
 from nixa_tasks.flake.output import current_of
 from nixa_tasks.fleet.reporter import FAILED, UNCHANGED, Result
 from nixa_tasks.host.lock import operator
-from nixa_tasks.manifest.waves import Broken, in_order
+from nixa_tasks.manifest.select import Broken, in_order
 from nixa_tasks.process.run import Output, Place
 from nixa_tasks.state.receipt import Receipt
 from nixa_tasks.tasks import settled

@@ -86,7 +86,7 @@ def _plan(run: Run, hosts: tuple[str, ...], as_json: bool, detailed_exitcode: bo
 def planned(run: Run, hosts: Sequence[str]) -> list[Planned]:
     """What a deploy would do to each host, and why; asks those that are not settled."""
     from nixa_tasks.fleet import plan
-    from nixa_tasks.manifest.waves import wave_of
+    from nixa_tasks.manifest.select import wave_of
 
     manifest = run.manifest
     return plan.in_waves(_all(run, _plan_one, hosts), wave_of(manifest.fleet.waves, manifest.hosts))

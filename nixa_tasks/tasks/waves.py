@@ -15,7 +15,7 @@ from doit.task import Task as DoitTask
 
 from nixa_tasks.fleet.reporter import FAILED, NOT_STARTED, Result
 from nixa_tasks.manifest.model import Manifest
-from nixa_tasks.manifest.waves import Broken, broken, in_order, wave_of
+from nixa_tasks.manifest.select import Broken, broken, in_order, wave_of
 from nixa_tasks.state.journal import Event, Kind
 from nixa_tasks.tasks.run import Run
 

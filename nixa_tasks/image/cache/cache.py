@@ -20,10 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nixa_tasks.errors import DeadlinePassed, NixaError
-from nixa_tasks.files import holder, locked, now, write_json
+from nixa_tasks.files import copy_file, hash_file, holder, link_file, locked, now, write_json
 from nixa_tasks.image.cache import entry as names
 from nixa_tasks.image.cache.entry import Entry, Pin, Signature, is_pinned, read_entry, with_pin
-from nixa_tasks.image.cache.files import copy_file, hash_file, link_file
 from nixa_tasks.manifest.digest import to_sri
 from nixa_tasks.manifest.model import Image, UrlImage
 from nixa_tasks.process.clock import Clock

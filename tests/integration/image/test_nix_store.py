@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from nixa_tasks.errors import NixaError
+from nixa_tasks.files import hash_file
 from nixa_tasks.image import nix_store as nixstore
 from nixa_tasks.image.cache.cache import Cache
-from nixa_tasks.image.cache.files import hash_file
 from nixa_tasks.image.obtain import Obtained, obtain
 from nixa_tasks.manifest.digest import to_sri
 from nixa_tasks.manifest.model import Image, InstallableImage, UrlImage

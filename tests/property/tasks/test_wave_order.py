@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nixa_tasks.manifest.model import Fleet, Host, Manifest
-from nixa_tasks.manifest.waves import broken, in_order, wave_of
+from nixa_tasks.manifest.select import broken, in_order, wave_of
 from nixa_tasks.tasks.waves import Held, close_gates, graph_of
 
 NAMES = tuple(f"h{number}" for number in range(8))

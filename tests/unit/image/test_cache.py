@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from nixa_tasks import files as hashing
 from nixa_tasks.errors import NixaError
 from nixa_tasks.image.cache import entry as names
-from nixa_tasks.image.cache import files as hashing
 from nixa_tasks.image.cache.cache import Cache, cache_dir
 from nixa_tasks.image.cache.entry import Entry
 from nixa_tasks.image.download.fetch import fetch
