@@ -1,4 +1,4 @@
-"""The fleet as a table: what is wanted, what runs, when it was last deployed."""
+"""The fleet as a table: what is wanted, what runs, when it was last deployed, and the state of each host."""
 
 from __future__ import annotations
 
@@ -8,82 +8,70 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nixa_tasks import text
-from nixa_tasks.flake.evaluate import Output
-from nixa_tasks.host.probe import Facts, Os
+from nixa_tasks.deploy.decide import Action, Judgement, Situation, State, judge
+from nixa_tasks.flake.output import Output
+from nixa_tasks.host.reach import Reached
 from nixa_tasks.manifest.model import Host
-from nixa_tasks.state.receipt import Outcome, Receipt
+from nixa_tasks.state.receipt import Receipt
+
+# States that the word alone explains.
+PLAIN = frozenset({State.CURRENT, State.NEW, State.STALE})
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One host's row. `state`: current, pending (the wanted system runs from the next restart on),
-    unconfirmed (it runs since a restart, and no deploy has looked at it), outdated, rolled-back,
-    failed, drift, new, unreachable, not-nixos, or unevaluated. `is_live`: the host itself was asked."""
+    """One host's row. `action`: what a deploy would do; `reason` ends a sentence that begins with the
+    host's name. `is_live`: the host itself was asked."""
 
     host: str
     wanted: str | None
     live: str | None
     deployed_at: str | None
-    state: str
+    state: State
+    action: Action
+    reason: str
     is_live: bool
 
 
-def remembered(host: Host, output: Output | None, receipt: Receipt | None) -> Standing:
+def remembered(host: Host, output: Output | None, here: Receipt | None) -> Standing:
     """The row by what is remembered here: no host is asked."""
     wanted = output.toplevel_out if output else None
-    live = receipt.out if receipt else None
-    return Standing(
-        host.name,
-        wanted,
-        live,
-        receipt.started_at if receipt else None,
-        _state(wanted, live, receipt),
-        is_live=False,
-    )
+    judgement = judge(Situation(host, wanted, here))
+    return _standing(host, wanted, here.out if here else None, here, judgement, is_live=False)
 
 
-def asked(host: Host, output: Output | None, facts: Facts) -> Standing:
+def asked(host: Host, output: Output | None, reached: Reached, here: Receipt | None) -> Standing:
     """The row by what the host says now."""
+    wanted, facts = output.toplevel_out if output else None, reached.facts
+    judgement = judge(Situation(host, wanted, here, facts, reached.key.text))
+    last = Receipt.from_json(facts.receipt) or here
+    return _standing(host, wanted, facts.system, last, judgement, is_live=True)
+
+
+def unreachable(host: Host, output: Output | None, here: Receipt | None) -> Standing:
+    """The row of a host that did not answer."""
     wanted = output.toplevel_out if output else None
-    receipt = Receipt.from_json(facts.receipt)
-    state = _state(wanted, facts.system, receipt)
-    if facts.os is not Os.NIXOS:
-        state = "not-nixos"
-    elif receipt is not None and facts.system != wanted and not receipt.accounts_for(facts.system):
-        state = "drift"
+    judgement = judge(Situation(host, wanted, here, is_unreachable=True))
+    return _standing(host, wanted, here.out if here else None, here, judgement, is_live=True)
+
+
+def _standing(
+    host: Host,
+    wanted: str | None,
+    live: str | None,
+    last: Receipt | None,
+    judgement: Judgement,
+    *,
+    is_live: bool,
+) -> Standing:
+    at = last.started_at if last else None
     return Standing(
-        host.name, wanted, facts.system, receipt.started_at if receipt else None, state, is_live=True
+        host.name, wanted, live, at, judgement.state, judgement.action, judgement.text, is_live=is_live
     )
-
-
-def unreachable(host: Host, output: Output | None, receipt: Receipt | None) -> Standing:
-    row = remembered(host, output, receipt)
-    return dataclasses.replace(row, state="unreachable", is_live=True)
-
-
-def _state(wanted: str | None, live: str | None, receipt: Receipt | None) -> str:
-    if wanted is None:
-        return "unevaluated"
-    if live == wanted:
-        return _state_of_wanted(wanted, receipt)
-    if receipt is None:
-        return "new" if live is None else "outdated"
-    if receipt.wanted == wanted and receipt.is_pending:
-        return "pending"
-    if receipt.wanted == wanted and receipt.outcome is not Outcome.DONE:
-        return receipt.outcome
-    return "outdated"
-
-
-def _state_of_wanted(wanted: str, receipt: Receipt | None) -> str:
-    """Of a host that is said to run what is wanted. What failed where it ran already, such as a
-    reinstallation, may have left anything there."""
-    if receipt is None or receipt.wanted != wanted or receipt.outcome is not Outcome.FAILED:
-        return "current"
-    return "unconfirmed" if receipt.is_unconfirmed else "failed"
 
 
 def render(rows: Sequence[Standing], width: int | None) -> str:
+    """A table, and below it a line for each state that needs one."""
     if not rows:
         return "hosts.toml declares no host"
     cells = [
@@ -97,11 +85,9 @@ def render(rows: Sequence[Standing], width: int | None) -> str:
         for row in rows
     ]
     lines = text.table(("host", "state", "wanted", "live", "last deploy"), cells, width)
-    lines += [
-        f"{row.host} boots into the new system at its next restart" for row in rows if row.state == "pending"
-    ]
-    return "\n".join(lines)
+    return "\n".join(lines + [f"{row.host} {row.reason}" for row in rows if row.state not in PLAIN])
 
 
 def as_json(rows: Sequence[Standing]) -> str:
+    """One JSON document."""
     return json.dumps({"hosts": [dataclasses.asdict(row) for row in rows]}, indent=2, ensure_ascii=False)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from doit.task import Task as DoitTask
 
-from nixa_tasks.errors import EXIT_CHANGES, EXIT_FAILED, NixaError
+from nixa_tasks.errors import NixaError
 from nixa_tasks.tasks.actions import Task, view
 from nixa_tasks.tasks.options import DETAILED, DRY_RUN, JSON, LIVE, ON, OUTPUT, Params
 from nixa_tasks.tasks.selection import choose
 
 if TYPE_CHECKING:
+    from nixa_tasks.deploy.disks import Disks
     from nixa_tasks.flake.evaluate import Output
     from nixa_tasks.fleet.plan import Planned
     from nixa_tasks.fleet.report.records import Log
@@ -72,15 +74,13 @@ def _of_host(
 
 def _plan(run: Run, hosts: tuple[str, ...], as_json: bool, detailed_exitcode: bool) -> None:
     from nixa_tasks.fleet import plan
+    from nixa_tasks.fleet.reporter import wants_colour
     from nixa_tasks.text import terminal_width
 
     rows = planned(run, hosts)
-    status = 0
-    if any(row.action == plan.UNKNOWN for row in rows):
-        status = EXIT_FAILED
-    elif detailed_exitcode and any(row.action not in plan.NOTHING_TO_DO for row in rows):
-        status = EXIT_CHANGES
-    run.results.show(plan.as_json(rows) if as_json else plan.render(rows, terminal_width()), status=status)
+    status = plan.exit_status(rows, detailed=detailed_exitcode)
+    shown = plan.render(rows, terminal_width(), colour=wants_colour(sys.__stdout__ or sys.stdout))
+    run.results.show(plan.as_json(rows) if as_json else shown, status=status)
 
 
 def planned(run: Run, hosts: Sequence[str]) -> list[Planned]:
@@ -120,21 +120,31 @@ def _plan_one(run: Run, name: str) -> Planned:
     try:
         output = run.output(name)
     except NixaError as error:
-        return plan.unknown(name, f"the flake can't be evaluated: {error.what}")
+        return plan.failed(host, error)
     remembered = judge(Situation(host, output.toplevel_out, receipt))
-    if receipt and remembered.action is Action.CURRENT:
-        return plan.unchanged(name, output, receipt)
-    if receipt and remembered.action is Action.HOLD:
-        return plan.held(name, output, receipt, remembered.text)
+    if receipt and remembered.action in (Action.CURRENT, Action.HOLD):
+        return plan.from_memory(host, output, receipt)
     try:
         reached = run.connect(host)
     except NixaError as error:
-        return plan.unknown(name, error.what, output)
+        return plan.failed(host, error, output)
     try:
-        row = plan.planned(host, output, reached, receipt)
+        row = plan.asked(host, output, reached, receipt)
+        if row.action is Action.INSTALL:
+            row = plan.asked(host, output, reached, receipt, _disks(reached))
         return _compare(run.nix, row, reached, output)
     finally:
         reached.ssh.disconnect()
+
+
+def _disks(reached: Reached) -> Disks | None:
+    """What an installation would wipe; None where that can't be seen."""
+    from nixa_tasks.deploy.preflight import look_at_disks
+
+    try:
+        return look_at_disks(reached.ssh) if reached.can_be_root else None
+    except NixaError:
+        return None
 
 
 def _compare(nix: Nix, row: Planned, reached: Reached, output: Output) -> Planned:
@@ -177,7 +187,7 @@ def _ask_standing(run: Run, name: str) -> Standing:
         run.journal.note(name, "reach", error.what)
         return status.unreachable(host, output, run.receipt(name))
     reached.ssh.disconnect()
-    return status.asked(host, output, reached.facts)
+    return status.asked(host, output, reached, run.receipt(name))
 
 
 def _gc(run: Run, dry_run: bool) -> None:

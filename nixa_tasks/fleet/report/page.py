@@ -17,10 +17,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from nixa_tasks import text
+from nixa_tasks.deploy.decide import State
 from nixa_tasks.fleet.report.records import moment
 from nixa_tasks.fleet.report.runs import Failure, Image, Run, latest
 from nixa_tasks.fleet.report.timeline import LEGEND, timeline
-from nixa_tasks.fleet.status import Standing
+from nixa_tasks.fleet.status import PLAIN, Standing
 from nixa_tasks.manifest.model import Host
 from nixa_tasks.state.receipt import Receipt
 
@@ -34,12 +35,23 @@ _ODD = re.compile(
 # A state or an outcome: its class, which is its colour, and its mark, for those who see no colour.
 _GOOD, _TODO, _BAD, _QUIET = ("good", "✓"), ("todo", "●"), ("bad", "✗"), ("quiet", "○")
 _TONES = {
-    "current": _GOOD, "done": _GOOD,
-    "outdated": _TODO, "pending": _TODO, "unconfirmed": _TODO, "stopped": _TODO, "open": _TODO, "rolled-back": _TODO,
-    "drift": _BAD, "failed": _BAD, "unreachable": _BAD,
+    State.CURRENT: _GOOD, "done": _GOOD,
+    State.STALE: _TODO, State.PENDING: _TODO, State.UNCONFIRMED: _TODO, State.HELD: _TODO,
+    "stopped": _TODO, "open": _TODO, "rolled-back": _TODO,
+    State.DRIFTED: _BAD, State.FAILED: _BAD, State.UNREACHABLE: _BAD, State.REFUSED: _BAD, State.WAITING: _BAD,
 }  # fmt: skip
-_SHOWN = {"open": "no end noted", "rolled-back": "rolled back", "not-nixos": "not NixOS"}
-_ATTENTION = frozenset({"drift", "failed", "unreachable", "rolled-back"})
+_SHOWN = {"open": "no end noted", "rolled-back": "rolled back", State.WAITING: "waiting in its initrd"}
+_ATTENTION = frozenset(
+    {
+        State.DRIFTED,
+        State.FAILED,
+        State.UNREACHABLE,
+        State.REFUSED,
+        State.WAITING,
+        State.HELD,
+        State.UNCONFIRMED,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +85,14 @@ def render(report: Report, engine: Environment | None = None) -> str:
     return (engine or environment()).get_template("page.html.jinja").render(
         report=report,
         style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),  # noqa: S704 -- our own file
-        current=states.count("current"),
+        current=states.count(State.CURRENT),
         others=_others(states),
         attention=sum(state in _ATTENTION for state in states),
         last=latest(report.runs) if report.runs else None,
         saved=sum(image.saved_download + image.saved_upload for image in report.images),
         timelines=[timeline(run) for run in report.runs],
         legend=LEGEND,
+        plain_states=PLAIN,
     )  # fmt: skip
 
 
@@ -125,7 +138,7 @@ def _visible(code: int) -> str:
 
 
 def _others(states: Sequence[str]) -> str:
-    others = [state for state in dict.fromkeys(states) if state != "current"]
+    others = [state for state in dict.fromkeys(states) if state != State.CURRENT]
     return ", ".join(f"{states.count(state)} {state}" for state in others) or "all of them"
 
 

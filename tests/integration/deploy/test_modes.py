@@ -88,7 +88,7 @@ def test_a_watched_first_boot_is_confirmed_or_undone(fleet: Fleet) -> None:
     assert web1.current_system() == profile(web1) == second
     told = receipt(fleet, "web1")
     assert (told["outcome"], told["out"]) == ("rolled-back", second)
-    assert states(fleet)["web1"] == "rolled-back"
+    assert states(fleet)["web1"] == "held"
 
 
 def test_a_system_that_boots_and_fails_its_checks_is_left_by_another_boot(fleet: Fleet) -> None:

@@ -28,7 +28,7 @@ def test_hosts_are_chosen_as_on_the_command_line(fleet: api.Fleet) -> None:
 
 def test_a_plan_changes_nothing_and_says_why(fleet: api.Fleet) -> None:
     (row,) = fleet.plan("web1")
-    assert (row.host, row.action) == ("web1", "unknown")
+    assert (row.host, row.action) == ("web1", "wait")
     assert "refused" in row.reason
     assert fleet.receipts() == {"web1": None, "web2": None}
 

@@ -19,7 +19,6 @@ from nixa_tasks.deploy import receipts
 from nixa_tasks.errors import NixaError, plain
 from nixa_tasks.fleet import history, status
 from nixa_tasks.host import probe
-from nixa_tasks.host.probe import Facts, Os
 from nixa_tasks.host.ssh import Ssh
 from nixa_tasks.image.delivery import on_host as onhost
 from nixa_tasks.image.delivery.pull import serving_urls
@@ -57,7 +56,7 @@ def test_a_receipt_is_sound_or_none_and_can_be_shown(changes: dict[str, object])
     assert one.out is None or one.out.startswith("/")
     assert is_harmless(history.render("web1", [one], "the host's own record", 200, as_json=False))
     json.loads(history.render("web1", [one], "x", 80, as_json=True), parse_constant=pytest.fail)
-    row = status.asked(HOST, None, Facts(os=Os.NIXOS, receipt=one.to_json()))
+    row = status.remembered(HOST, None, one)
     assert is_harmless(status.render([row], 200))
 
 

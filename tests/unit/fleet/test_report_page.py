@@ -7,6 +7,7 @@ from importlib import resources
 
 import pytest
 
+from nixa_tasks.deploy.decide import Action, State
 from nixa_tasks.fleet.report.page import Report, Row, render
 from nixa_tasks.fleet.report.records import Log, Record
 from nixa_tasks.fleet.report.runs import Failure, Image, Run, runs
@@ -29,7 +30,11 @@ def row() -> Row:
         Outcome.DONE,
     )  # fmt: skip
     host = Host("web1", "203.0.113.1", user="deploy", port=2222, tags=("web", "prod"))
-    return Row(host, Standing("web1", WANTED, RUNS, None, "outdated", is_live=False), receipt)
+    return Row(
+        host,
+        Standing("web1", WANTED, RUNS, None, State.STALE, Action.ASK, "has a new output", is_live=False),
+        receipt,
+    )
 
 
 def a_run(hosts: int = 1, outcome: str = "done") -> tuple[Run, ...]:
@@ -100,7 +105,7 @@ def test_a_hosts_row_tells_how_it_stands() -> None:
     assert cells == {
         "Target": "deploy@203.0.113.1 port 2222",
         "Tags": "webprod",
-        "State": "● outdated",
+        "State": "● stale",
         "Last deploy": "2026-01-02 03:04 UTC ✓ doneinstall in 1 min 35 s, by lena@here",
         "Wanted": "aaaaaaa 25.11",
         "Runs": "bbbbbbb 25.05",

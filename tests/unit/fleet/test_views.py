@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nixa_tasks import text
+from nixa_tasks.deploy.decide import Action, State
 from nixa_tasks.errors import CommandFailed, NixaError
 from nixa_tasks.fleet import plan
 from nixa_tasks.fleet.live import Live
@@ -155,9 +156,11 @@ def test_what_on_finish_prints_stays_on_a_terminal(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_plan_says_which_wave_a_host_is_in() -> None:
-    rows = [plan.Planned(name, "switch", "it has a new output") for name in ("web1", "web2")]
+    rows = [
+        plan.Planned(name, State.STALE, Action.SWITCH, "it has a new output") for name in ("web1", "web2")
+    ]
     assert "wave" not in plan.render(plan.in_waves(rows, {}), 80)
     shown = plan.render(plan.in_waves(rows, {"web2": 1}), 80).splitlines()
     assert [line.split()[:3] for line in shown[:3]] == [
-        ["host", "wave", "action"], ["web1", "last", "switch"], ["web2", "1", "switch"],
+        ["host", "wave", "state"], ["web1", "last", "stale"], ["web2", "1", "stale"],
     ]  # fmt: skip
