@@ -14,7 +14,7 @@ from typing import Final, assert_never
 
 from nixa_tasks.deploy.disks import Disks
 from nixa_tasks.host.probe import Facts, Os
-from nixa_tasks.manifest.model import Host, InstallPolicy, Mode, OnDrift
+from nixa_tasks.manifest.model import Host, InstallPolicy, Mode, OnDrift, OnInhibitor
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 
 
@@ -232,12 +232,19 @@ def _judge_from_memory(now: Situation) -> Judgement:  # noqa: PLR0911 -- a row e
         state = State.UNCONFIRMED if _is_unconfirmed(here) else State.FAILED
         return Judgement(state, Action.ASK, Reason.FAILED_LAST_TIME, here)
     if here.is_pending:
-        waits = host.mode is Mode.BOOT and not host.reboot
-        action = Action.CURRENT if waits else Action.ASK
+        action = Action.CURRENT if _waits_for_restart(host, here) else Action.ASK
         return Judgement(State.PENDING, action, Reason.WAITS_FOR_RESTART)
     if here.out is None or now.is_throwaway:
         return Judgement(State.CURRENT, Action.ASK, Reason.RUNS_WANTED)
     return Judgement(State.CURRENT, Action.CURRENT, Reason.RUNS_WANTED)
+
+
+def _waits_for_restart(host: Host, pending: Receipt) -> bool:
+    """Whether a system that was set up for the next boot is left for whoever restarts the host."""
+    is_for_boot = host.mode is Mode.BOOT or (
+        pending.mode is How.BOOT and host.on_inhibitor is OnInhibitor.BOOT
+    )
+    return is_for_boot and not host.reboot
 
 
 def _is_unconfirmed(receipt: Receipt) -> bool:
@@ -260,7 +267,7 @@ def _judge_nixos(now: Situation, facts: Facts) -> Judgement:  # noqa: PLR0911 --
     if held is not None:
         return held
     if boots_another(facts) and facts.profile == now.wanted == there.wanted and there.is_pending:
-        if now.host.mode is Mode.BOOT and not now.host.reboot:
+        if _waits_for_restart(now.host, there):
             return Judgement(State.PENDING, Action.CURRENT, Reason.WAITS_FOR_RESTART)
         return _change(now, State.PENDING, Reason.NEW_OUTPUT)
     if there.accounts_for(live):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import assert_never
 
-from nixa_tasks.deploy import copy, install, next_boot, preflight, reboot, receipts, switch
+from nixa_tasks.deploy import copy, inhibitors, install, next_boot, preflight, reboot, receipts, switch
 from nixa_tasks.deploy.decide import Action, Asked, Judgement, Reason, Situation, judge
 from nixa_tasks.deploy.reboot import Awaited
 from nixa_tasks.deploy.receipts import adopt
@@ -21,6 +21,7 @@ from nixa_tasks.host import lock, reach
 from nixa_tasks.host.probe import Os
 from nixa_tasks.host.reach import Reached
 from nixa_tasks.host.ssh import Fence, FenceBroken, Stale
+from nixa_tasks.manifest.model import OnInhibitor
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 
 
@@ -299,4 +300,32 @@ def _switch(turn: Turn, decided: Decided) -> Receipt:
         drv,
         reached.facts.system if is_back else None,
     )
-    return next_boot.boot_into(change) if decided.action is Action.BOOT else switch.switch(change)
+    if decided.action is Action.BOOT:
+        return next_boot.boot_into(change)
+    return _switch_unless_inhibited(change)
+
+
+def _switch_unless_inhibited(change: Change) -> Receipt:
+    """Switch, or what `on_inhibitor` says where NixOS would refuse to. Raises Refused."""
+    turn, ssh = change.turn, change.reached.ssh
+    names = ", ".join(inhibitors.of_switch(ssh, change.new))
+    if not names:
+        return switch.switch(change)
+    match turn.host.on_inhibitor:
+        case OnInhibitor.FORCE:
+            turn.note("inhibitors", f"switches although {names} changes under the running system")
+            return switch.switch(change)
+        case OnInhibitor.BOOT:
+            turn.note("inhibitors", f"{names} can't change in a running system: set up for the next boot")
+            return next_boot.boot_into(
+                replace(change, how=How.BOOT if change.how is How.SWITCH else change.how)
+            )
+        case OnInhibitor.STOP:
+            raise Refused(
+                f"refused: {names} can't change in a running system",
+                host=turn.name,
+                hint=f'nothing was changed; set on_inhibitor = "boot" or mode = "boot" for {turn.name},\n'
+                'or on_inhibitor = "force" to switch all the same',
+            )
+        case _ as never:
+            assert_never(never)

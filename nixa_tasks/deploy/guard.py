@@ -34,6 +34,7 @@ while read -r line; do : >alive; done
 """
 _SAY = 'cd "/run/nixa/switch-$1" && printf "%s\\n" "$3" >"$2.new" && mv -f "$2.new" "$2"'
 _LOGS = 'cd "/run/nixa/switch-$1" && tail -n 40 activation.log rollback.log guard.log 2>/dev/null; true'
+_FAILED_UNITS = 'cat "/run/nixa/switch-$1/failed-units" 2>/dev/null; true'
 _RECEIPT = "head -c 65536 /var/lib/nixa/receipt.json"
 
 
@@ -57,6 +58,7 @@ class Ending(StrEnum):
 
     DONE = "done"
     ARMED = "armed"  # set up to be booted once
+    KEPT = "kept"  # the new system stays, although units failed
     ROLLED_BACK = "rolled-back"
     FAILED = "failed"  # nothing was changed
     STUCK = "stuck"  # it could not roll back
@@ -66,7 +68,7 @@ class Ending(StrEnum):
     @property
     def has_receipt(self) -> bool:
         """Whether the host has written a receipt by then."""
-        return self in (Ending.DONE, Ending.ARMED, Ending.ROLLED_BACK, Ending.STUCK)
+        return self not in (Ending.FAILED, Ending.GONE, Ending.UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,11 @@ class Guard:
         done = self.ssh.run(_RECEIPT, root=True, deadline=20, check=False, what="switch")
         return receipts.parse(done.stdout)
 
+    def failed_units(self) -> tuple[str, ...]:
+        """The units that the activation left failed, each with the end of its journal."""
+        done = self.ssh.run(_FAILED_UNITS, self.run, root=True, deadline=20, check=False, what="switch")
+        return tuple(done.stdout.splitlines())
+
     def logs(self) -> tuple[str, ...]:
         """The last lines of what the activation printed."""
         done = self.ssh.run(_LOGS, self.run, root=True, deadline=20, check=False, what="switch")
@@ -103,12 +110,15 @@ class Guard:
 @dataclass(frozen=True, slots=True)
 class Errand:
     """What a guard is started for: to the system `new`. `templates`: the receipts that it may write,
-    by file name. `restart`: for Task.BOOT, who restarts the host."""
+    by file name. `restart`: for Task.BOOT, who restarts the host. `keeps_failed_units`: a system whose
+    units failed stays. `is_forced`: the checks before a switch are skipped."""
 
     new: str
     task: Task
     templates: Mapping[str, Receipt]
     restart: str = ""
+    keeps_failed_units: bool = False
+    is_forced: bool = False
 
 
 def launch(ssh: Ssh, errand: Errand, *, run: str, log: Sink) -> Guard:
@@ -120,6 +130,8 @@ def launch(ssh: Ssh, errand: Errand, *, run: str, log: Sink) -> Guard:
     files |= {f"{name}.json": _template(receipt) for name, receipt in errand.templates.items()}
     files |= {"new": f"{errand.new}\n", "task": f"{errand.task}\n"}
     files |= {"timeout": f"{timeout}\n", "limit": f"{timeout * LIMIT_FACTOR}\n"}
+    files |= {"keep-failed-units": ""} if errand.keeps_failed_units else {}
+    files |= {"force": ""} if errand.is_forced else {}
     if errand.restart:
         files["reboot"] = f"{errand.restart}\n"
     ssh.run(

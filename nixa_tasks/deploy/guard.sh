@@ -6,16 +6,19 @@
 #
 # FOLDER holds: new (the system's store path), timeout (seconds without a sign of the controller
 # until it goes back), limit (seconds that an activation may take), the receipts begun.json, done.json,
-# back.json, unconfirmed.json (as back.json, where nobody has said a word) and stuck.json (@SECONDS@, @OUT@ and @WHY@ are filled in here), and task:
+# back.json, unconfirmed.json (as back.json, where nobody has said a word) and stuck.json (@SECONDS@, @OUT@
+# and @WHY@ are filled in here), keep-failed-units where a system that left failed units behind is to stay
+# (then also kept.json), force where the checks before a switch are to be skipped, and task:
 #   switch  activate it now, and watch it. It becomes what boots next only once it is confirmed
 #   boot    set it up for the next boot. `reboot` says who restarts the host: `no`body, or nixa,
 #           which is `watched` where the boot loader can boot a system once and has the one before
 #           as its default meanwhile, else `unwatched`. For these there is armed.json, a receipt.
 #   prove   it has booted: watch it, and go back by another restart
 # The controller writes into it: alive (a sign of life), confirm, abort (a reason).
-# This writes: activated (the activation's exit status), activation.log, reason, and outcome: `done`,
-# `armed`, `rolled-back`, `failed` (nothing was changed, or somebody else has changed it since) or
-# `stuck` (it could not go back). Which of these is told by what runs and boots, and nothing else.
+# This writes: activated (the activation's exit status), activation.log, reason, failed-units (each with
+# the end of its journal), and outcome: `done`, `armed`, `kept` (the new system stays, with failed units),
+# `rolled-back`, `failed` (nothing was changed, or somebody else has changed it since) or `stuck` (it could
+# not go back). Which of these is told by what runs and boots, and nothing else.
 set -u
 PATH=/run/current-system/sw/bin:$PATH:/usr/sbin:/sbin:/nix/var/nix/profiles/default/bin
 profile=/nix/var/nix/profiles/system
@@ -44,12 +47,29 @@ failed_units() {
     while read -r unit rest; do echo "$unit"; done
 }
 
-newly_failed() { # `; failed units: …`, of those that were not failed before
-  names=
-  for unit in $(failed_units); do
-    grep -qxF "$unit" failed-before 2>/dev/null || names="$names${names:+, }$unit"
-  done
-  [ -z "$names" ] || printf '; failed units: %s' "$names"
+newly_failed() { # those that were not failed before, one a line
+  for unit in $(failed_units); do grep -qxF "$unit" failed-before 2>/dev/null || echo "$unit"; done
+}
+
+note_failed_units() {
+  for unit in $(newly_failed); do
+    echo "$unit:"
+    timeout 20 journalctl --quiet --no-pager --boot --output=cat --lines=5 --unit="$unit" 2>/dev/null | sed 's/^/  /'
+  done | head -c 8192 >failed-units
+}
+
+describe() { # STATUS: what switch-to-configuration means by it
+  case $1 in
+  1) printf 'switch-to-configuration refused to start (status 1)' ;;
+  2) printf 'the activation script failed (status 2)' ;;
+  3) printf 'systemd could not reload its configuration (status 3)' ;;
+  4) printf 'units failed (status 4)' ;;
+  100) printf 'its init is incompatible with the running one, so that it needs a reboot (status 100)' ;;
+  101) printf 'switch-to-configuration crashed (status 101)' ;;
+  *) printf 'the activation ended with status %s' "$1" ;;
+  esac
+  names=$(newly_failed | tr '\n' ' ')
+  [ -z "$names" ] || printf ': %s' "${names% }"
 }
 
 put_receipt() { # FILE [SYSTEM]
@@ -75,7 +95,7 @@ end() { # OUTCOME
 }
 
 activate() { # SYSTEM test|boot LOG: in a session of its own, so that all of it can be ended
-  setsid sh -c '"$1/bin/switch-to-configuration" "$2"; status=$?
+  NIXOS_NO_CHECK=$force setsid sh -c '"$1/bin/switch-to-configuration" "$2"; status=$?
     echo $status >activated.new; mv -f activated.new activated' sh "$1" "$2" >>"$3" 2>&1 </dev/null 8>&- &
   child=$!
 }
@@ -116,6 +136,7 @@ go_back() { # REASON [FILE]
   end_activation
   rm -f confirm
   leave_to_others
+  force=1 # what has been switched to in one way is a change of the same things in the other
   restore_profile
   for attempt in 1 2 3; do # something may hold the lock of the activation that was just ended
     if activate_wholly "$before" test rollback.log || [ "$(live)" = "$before" ]; then break; fi
@@ -155,7 +176,11 @@ switch() { # to the system `new`: it runs, and what boots next stays the one bef
   while :; do
     if [ -e activated ]; then
       status=$(cat activated)
-      [ "$status" = 0 ] || go_back "the activation ended with status $status$(newly_failed)"
+      if [ "$status" != 0 ] && [ ! -e failed-units ]; then
+        note_failed_units
+        [ "$status" = 4 ] && [ -e keep-failed-units ] || go_back "$(describe "$status")"
+        describe "$status" >reason
+      fi
       if [ -e confirm ]; then keep_switched; fi
     elif [ $(($(now) - started)) -ge "$limit" ]; then
       go_back "the activation timed out after $limit s"
@@ -175,7 +200,7 @@ keep_switched() {
   activate_wholly "$new" boot activation.log || go_back "the boot loader could not be set up"
   leave_to_others
   [ "$(live)" = "$new" ] || go_back "it runs $(live) again"
-  write_receipt done.json done
+  if [ -e failed-units ]; then write_receipt kept.json kept; else write_receipt done.json done; fi
   exit 0
 }
 
@@ -264,7 +289,8 @@ flock 8 2>/dev/null
 trap 'rm -f /run/nixa-guard "$next"' EXIT
 started=$(now)
 new=$(cat new) timeout=$(cat timeout) limit=$(cat limit)
-is_default_set=
+is_default_set= force=
+[ ! -e force ] || force=1
 before=$(live)
 before_profile=$(readlink -f "$profile") before_link=$(readlink "$profile")
 [ -n "$before_profile" ] && [ -e "$before_profile" ] || before_profile=$before

@@ -30,6 +30,7 @@ from nixa_tasks.deploy.turn import Turn
 from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.host.reach import Reached
 from nixa_tasks.host.ssh import Unreachable
+from nixa_tasks.manifest.model import OnFailedUnits, OnInhibitor
 from nixa_tasks.state.journal import Journal
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 
@@ -80,14 +81,22 @@ def switch(change: Change) -> Receipt:
     """
     turn, ssh, host = change.turn, change.reached.ssh, change.turn.host
     failed_before = checks.failed_units(ssh) if host.checks else frozenset()
-    templates = {"done": change.receipt(change.new, Outcome.DONE), **change.ways_back}
+    kept = dataclasses.replace(change.receipt(change.new, Outcome.FAILED), why="@WHY@")
+    templates = {"done": change.receipt(change.new, Outcome.DONE), "kept": kept, **change.ways_back}
     with turn.journal.step(turn.name, "switch"):
-        errand = Errand(change.new, Task.SWITCH, templates)
+        errand = Errand(
+            change.new,
+            Task.SWITCH,
+            templates,
+            keeps_failed_units=host.on_failed_units is OnFailedUnits.KEEP,
+            is_forced=host.on_inhibitor is OnInhibitor.FORCE,
+        )
         guard = launch(ssh, errand, run=turn.journal.run, log=turn.log)
         trouble = _watch(guard, change.new, failed_before, turn.journal)
         limit = host.confirm_timeout * LIMIT_FACTOR if trouble is None else host.confirm_timeout
         ending, reason = await_ending(guard, seconds=limit + GO_BACK_SECONDS)
         theirs = guard.receipt() if ending.has_receipt else None
+        units = guard.failed_units() if ending is not Ending.UNKNOWN else ()
         for line in guard.logs() if ending is not Ending.UNKNOWN else ():
             turn.log(line)
     why = reason or trouble or "the host does not say why"
@@ -95,7 +104,9 @@ def switch(change: Change) -> Receipt:
     receipts.remember(turn, receipt)
     if ending is Ending.DONE:
         return receipt
-    raise _error(turn.name, turn.log.path, ending, why, receipt.out)
+    error = _error(turn.name, turn.log.path, ending, why, receipt.out)
+    error.tail = units
+    raise error
 
 
 def _receipt_of(change: Change, ending: Ending, why: str) -> Receipt:
@@ -162,6 +173,9 @@ def _error(host: str, log: Path, ending: Ending, reason: str, out: str | None) -
             return rolled_back(host, log, reason)
         case Ending.STUCK:
             return stuck(host, log, reason, out)
+        case Ending.KEPT:
+            what = f'{reason}; the new system stays, as on_failed_units = "keep" says'
+            hint = f"repair these units, then let the checks confirm it: doit deploy:{host}"
         case Ending.GONE:
             what = "the host was restarted in the middle of the switch, so that nobody watched it to its end"
             hint = f"to look what it runs now, and go on from there: doit deploy:{host}"

@@ -75,6 +75,21 @@ class Mode(StrEnum):
     BOOT = "boot"
 
 
+class OnInhibitor(StrEnum):
+    """What to do where the new system changes something that NixOS can't change while it runs."""
+
+    BOOT = "boot"
+    STOP = "stop"
+    FORCE = "force"
+
+
+class OnFailedUnits(StrEnum):
+    """What to do with a new system that runs, but whose units failed."""
+
+    ROLLBACK = "rollback"
+    KEEP = "keep"
+
+
 class OnDrift(StrEnum):
     """What to do with a host whose live system is not the one its receipt names."""
 
@@ -401,6 +416,17 @@ class Host:
         choice(OnDrift), "On drift",
         "What to do with a host that has drifted since its last deploy: its live system is not its receipt's.",
         default=OnDrift.STOP, example="deploy",
+    )  # fmt: skip
+    on_inhibitor: OnInhibitor = key(
+        choice(OnInhibitor), "On inhibitor",
+        "What to do where a switch would change what NixOS does not change in a running system, such as the D-Bus "
+        "implementation: `boot`: set it up for the next boot; `stop`: refuse; `force`: switch all the same.",
+        default=OnInhibitor.BOOT, example="stop",
+    )  # fmt: skip
+    on_failed_units: OnFailedUnits = key(
+        choice(OnFailedUnits), "On failed units",
+        "What to do with a new system whose units failed: `rollback`, or `keep` it; the deploy fails either way.",
+        default=OnFailedUnits.ROLLBACK, example="keep",
     )  # fmt: skip
     confirm_timeout: float = key(
         SECONDS, "Confirm timeout",

@@ -84,8 +84,11 @@ class Guard:
         while True:
             self.boot.waits_until = last + timeout
             if "activated" in self.files:
-                if (status := self.word("activated")) != "0":
-                    yield from self.go_back(f"the activation ended with status {status}")
+                if (status := self.word("activated")) != "0" and "failed-units" not in self.files:
+                    self.files["failed-units"] = "web.service:\n  unhealthy\n"
+                    if status != "4" or "keep-failed-units" not in self.files:
+                        yield from self.go_back(f"the activation ended with status {status}")
+                    self.files["reason"] = "units failed (status 4)"
                 if "confirm" in self.files:
                     yield from self.keep_switched(new)
             elif self.now - self.started >= limit:
@@ -109,7 +112,8 @@ class Guard:
         self.leave_to_others(new)
         if self.boot.system != new:
             yield from self.go_back("it runs the one before again")
-        yield from self.write_receipt("done.json", "done")
+        kept = "failed-units" in self.files
+        yield from self.write_receipt(*(("kept.json", "kept") if kept else ("done.json", "done")))
         raise _Exit
 
     def leave_to_others(self, new: str) -> None:

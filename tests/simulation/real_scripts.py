@@ -29,6 +29,8 @@ FINGERPRINTS = {
     "signs of life": "796bb268147e9dae",
     "tell the guard": "e32f58ae2fc687f8",
     "the guard's logs": "f54cdbb46740b840",
+    "the guard's failed units": "c5ce571cb50be621",
+    "inhibitors": "995382617403d983",
     "the guard's receipt": "0cc55ff43cb4bd3a",
     "reboot the installer": "48297a7bcb57ba28",
     "restart": "21610beef4e49362",
@@ -40,7 +42,7 @@ FINGERPRINTS = {
     "append to the image": "498cdfefc17eff99",
     "kexec": "3e43d93372e5651e",
     "fence.sh": "54e67472763fa1a5",
-    "guard.sh": "d1ffbc1018e9d153",
+    "guard.sh": "c8c42b837195f2b3",
     "boot_once.sh": "d844e4f24a4a4f27",
 }
 
@@ -61,6 +63,8 @@ def of_commands() -> dict[str, str]:
         "signs of life": guard._BEAT,
         "tell the guard": guard._SAY,
         "the guard's logs": guard._LOGS,
+        "the guard's failed units": guard._FAILED_UNITS,
+        "inhibitors": read("inhibitors", DEPLOY),
         "the guard's receipt": guard._RECEIPT,
         "reboot the installer": read("reboot_installer", DEPLOY),
         "restart": read("reboot_system", DEPLOY),

@@ -274,6 +274,18 @@ def logs(host: Context, name: str) -> Model:
     return done()
 
 
+def units_of_switch(host: Context, name: str) -> Model:
+    """guard._FAILED_UNITS."""
+    yield 0.02
+    return done()
+
+
+def inhibitors(host: Context, system: str) -> Model:
+    """inhibitors.sh: no system of a simulation names any."""
+    yield 0.02
+    return done("\n\n")
+
+
 def receipt(host: Context) -> Model:
     """guard._RECEIPT."""
     yield 0.02
@@ -395,6 +407,8 @@ BY_NAME: dict[str, Callable[..., Model]] = {
     "signs of life": beat,
     "tell the guard": say,
     "the guard's logs": logs,
+    "the guard's failed units": units_of_switch,
+    "inhibitors": inhibitors,
     "the guard's receipt": receipt,
     "reboot the installer": restart,
     "restart": restart,

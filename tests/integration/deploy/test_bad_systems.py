@@ -20,7 +20,7 @@ BAD = {
     "web1": ("break-network", "nobody confirmed it within 4 s"),
     "web2": ("break-sshd", "nobody confirmed it within 4 s"),
     "web3": ("hang", "timed out after"),
-    "web4": ("fail", "ended with status 4"),
+    "web4": ("fail", "units failed (status 4)"),
     "web5": ("", "grep -qx bad"),  # all is well but for what the check says
 }
 CONFIRM = 4

@@ -67,20 +67,49 @@ def test_a_failed_unit_is_rolled_back(site: Site) -> None:
     before = site.machine.current_system()
     site.configure(message="second", units={"toy.service": FAILING})
     output = site.doit("deploy:web1", status=1)
-    assert "rolled back" in output
+    assert "rolled back: units failed (status 4): toy.service" in output
+    assert "the disk is on fire" in output
     assert site.machine.current_system() == before
     assert site.machine.unit("toy.service", "LoadState") == "not-found"
     assert site.machine.ssh("systemctl is-system-running").stdout.strip() == "running"
     assert receipt(site)["outcome"] == "rolled-back"
 
 
-@pytest.mark.parametrize("status", [2, 3, 100, 101])
-def test_other_bad_statuses_are_rolled_back(site: Site, status: int) -> None:
+@pytest.mark.parametrize(
+    ("configuration", "words"),
+    [
+        pytest.param({"status": 1}, "switch-to-configuration refused to start (status 1)", id="1"),
+        pytest.param({"activation": "false"}, "the activation script failed (status 2)", id="2"),
+        pytest.param({"status": 3}, "systemd could not reload its configuration (status 3)", id="3"),
+        pytest.param({"init": 3}, "incompatible with the running one, so that it needs a reboot", id="100"),
+        pytest.param({"status": 101}, "switch-to-configuration crashed (status 101)", id="101"),
+    ],
+)
+def test_other_bad_statuses_are_rolled_back_and_explained(
+    site: Site, configuration: dict[str, object], words: str
+) -> None:
     before = site.machine.current_system()
-    site.configure(message="second", **({"init": 3} if status == 100 else {"status": status}))
-    site.doit("deploy:web1", status=1)
+    site.configure(message="second", **configuration)
+    output = site.doit("deploy:web1", status=1)
+    assert f"rolled back: {words}" in output or words in output
     assert site.machine.current_system() == before
     assert receipt(site)["outcome"] == "rolled-back"
+
+
+def test_failed_units_may_be_kept_and_are_confirmed_once_repaired(site: Site) -> None:
+    site.configure(message="second", units={"toy.service": FAILING, "good.service": GOOD})
+    site.declare(on_failed_units="keep")
+    output = site.doit("deploy:web1", status=1)
+    assert "units failed (status 4): toy.service; the new system stays" in output
+    assert "the disk is on fire" in output
+    assert site.machine.current_system() == site.built()
+    assert site.machine.unit("good.service") == "active"
+    assert site.machine.ssh("readlink -f /nix/var/nix/profiles/system").stdout.strip() == site.built()
+    kept = receipt(site)
+    assert (kept["outcome"], kept["out"]) == ("failed", site.built())
+    site.machine.ssh("systemctl reset-failed toy.service")
+    site.doit("deploy:web1")
+    assert receipt(site)["outcome"] == "done"
 
 
 def test_a_service_that_is_slow_to_stop_is_waited_for(site: Site) -> None:

@@ -22,7 +22,7 @@ from nixa_tasks.deploy.decide import (
 )
 from nixa_tasks.deploy.disks import Disk, Disks
 from nixa_tasks.host.probe import Facts, Os
-from nixa_tasks.manifest.model import Host, InstallPolicy, Mode, OnDrift
+from nixa_tasks.manifest.model import Host, InstallPolicy, Mode, OnDrift, OnInhibitor
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 
 WANTED, OLD, STRANGE = (f"/nix/store/{letter * 32}-nixos-system-web1" for letter in "abc")
@@ -43,6 +43,7 @@ def receipt(
 
 
 PENDING = receipt(OLD, WANTED)  # set up for the next boot
+INHIBITED = receipt(OLD, WANTED, mode=How.BOOT)  # the same, since it could not be switched to
 ELSEWHERE = receipt(WANTED, STRANGE)  # the same, and the flake went back to what runs
 UNCONFIRMED = receipt(OLD, WANTED, Outcome.FAILED)  # booted, or about to be
 BY_ITSELF = receipt(OLD, WANTED, Outcome.ROLLED_BACK, left=WANTED)
@@ -230,6 +231,19 @@ def on_nixos(there: Receipt | None, live: str = OLD, profile: str | None = None,
             (State.PENDING, Action.BOOT, Reason.NEW_OUTPUT),
         ),
         ({}, on_nixos(PENDING, OLD, WANTED), {}, (State.PENDING, Action.SWITCH, Reason.NEW_OUTPUT)),
+        ({}, on_nixos(INHIBITED, OLD, WANTED), {}, (State.PENDING, Action.CURRENT, Reason.WAITS_FOR_RESTART)),
+        (
+            {"reboot": True},
+            on_nixos(INHIBITED, OLD, WANTED),
+            {},
+            (State.PENDING, Action.SWITCH, Reason.NEW_OUTPUT),
+        ),
+        (
+            {"on_inhibitor": OnInhibitor.FORCE},
+            on_nixos(INHIBITED, OLD, WANTED),
+            {},
+            (State.PENDING, Action.SWITCH, Reason.NEW_OUTPUT),
+        ),
         (
             {"mode": Mode.BOOT},
             on_nixos(UNCONFIRMED, WANTED, OLD),
