@@ -305,16 +305,24 @@ def _switch(turn: Turn, decided: Decided) -> Receipt:
     return _switch_unless_inhibited(change)
 
 
+def _switch_now(change: Change) -> Receipt:
+    receipt = switch.switch(change)
+    parts = next_boot.needs_reboot(change.reached.ssh.unshared())
+    if parts:
+        change.turn.note("reboot", f"a reboot is needed for: {', '.join(parts)}")
+    return receipt
+
+
 def _switch_unless_inhibited(change: Change) -> Receipt:
     """Switch, or what `on_inhibitor` says where NixOS would refuse to. Raises Refused."""
     turn, ssh = change.turn, change.reached.ssh
     names = ", ".join(inhibitors.of_switch(ssh, change.new))
     if not names:
-        return switch.switch(change)
+        return _switch_now(change)
     match turn.host.on_inhibitor:
         case OnInhibitor.FORCE:
             turn.note("inhibitors", f"switches although {names} changes under the running system")
-            return switch.switch(change)
+            return _switch_now(change)
         case OnInhibitor.BOOT:
             turn.note("inhibitors", f"{names} can't change in a running system: set up for the next boot")
             return next_boot.boot_into(

@@ -23,11 +23,12 @@ from nixa_tasks.deploy.guard import (
     launch,
 )
 from nixa_tasks.deploy.reboot import Awaited
+from nixa_tasks.deploy.receipts import PACKAGE
 from nixa_tasks.deploy.switch import Change, RolledBack, prove, rolled_back, stuck
-from nixa_tasks.errors import NixaError
+from nixa_tasks.errors import Interrupted, NixaError
 from nixa_tasks.host import lock, reach
 from nixa_tasks.host.probe import Facts
-from nixa_tasks.host.ssh import Fence
+from nixa_tasks.host.ssh import Fence, Ssh, script
 from nixa_tasks.manifest.model import Host
 from nixa_tasks.state.receipt import Outcome, Receipt
 
@@ -47,6 +48,20 @@ def unwatched(host: Host, facts: Facts) -> str | None:
     if not facts.loader:
         return "the first boot is not watched: its boot loader is not known to boot a system just once"
     return None
+
+
+def needs_reboot(ssh: Ssh) -> tuple[str, ...]:
+    """What of the system that runs takes effect at a reboot only, such as `kernel 6.12.3 → 6.12.9`.
+
+    Empty where the host can't be asked: the switch is done either way.
+    """
+    try:
+        done = ssh.run(script("needs_reboot", PACKAGE), deadline=60, check=False, what="needs a reboot")
+    except Interrupted:
+        raise
+    except NixaError:
+        return ()
+    return tuple(done.stdout.splitlines()) if done.is_ok else ()
 
 
 def boot_into(change: Change) -> Receipt:

@@ -280,6 +280,12 @@ def units_of_switch(host: Context, name: str) -> Model:
     return done()
 
 
+def needs_reboot(host: Context) -> Model:
+    """needs_reboot.sh: systems of a simulation differ in no kernel."""
+    yield 0.02
+    return done()
+
+
 def inhibitors(host: Context, system: str) -> Model:
     """inhibitors.sh: no system of a simulation names any."""
     yield 0.02
@@ -409,6 +415,7 @@ BY_NAME: dict[str, Callable[..., Model]] = {
     "the guard's logs": logs,
     "the guard's failed units": units_of_switch,
     "inhibitors": inhibitors,
+    "needs a reboot": needs_reboot,
     "the guard's receipt": receipt,
     "reboot the installer": restart,
     "restart": restart,

@@ -1,4 +1,4 @@
-"""Switch inhibitors: what NixOS does not change in a running system, and what `on_inhibitor` does then."""
+"""What a switch can't change in a running system: inhibitors, which `on_inhibitor` is for, and the kernel."""
 
 from __future__ import annotations
 
@@ -76,3 +76,10 @@ def test_only_what_both_systems_name_inhibits(site: Site) -> None:
     site.configure(message="second", inhibitors=BROKER)
     site.doit("deploy:web1")
     assert site.machine.current_system() == site.built()
+
+
+def test_a_new_kernel_is_said_to_need_a_reboot(site: Site) -> None:
+    site.configure(message="second")
+    assert "a reboot is needed" not in site.doit("deploy:web1")
+    site.configure(message="second", kernel="6.12.9", initrd="another")
+    assert "a reboot is needed for: kernel, initrd" in site.doit("deploy:web1")
