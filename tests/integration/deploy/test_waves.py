@@ -78,7 +78,7 @@ def test_a_failed_wave_holds_the_next_takes_its_own_back_and_is_finished_later(f
     assert most_copies(fleet) == 1, "copy_jobs = 1"
 
     said = fleet.doit("deploy:web3", status=1)
-    assert "current: it runs what the flake says" in said
+    assert "verify: it failed to deploy last time" in said
     assert "check failed" in said, "what it runs has never passed its checks"
     assert heard(told)[1] == {"web3": "failed"}
 
