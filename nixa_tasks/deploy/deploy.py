@@ -292,13 +292,15 @@ def _switch(turn: Turn, decided: Decided) -> Receipt:
         system = turn.suppliers.system(turn)
         with turn.sending("copy"):
             copy.copy(reached.ssh, system, sink=turn.log)
+    # What a person took back is held; what went back with a failed wave has shown no fault of its own.
+    left = reached.facts.system if is_back and turn.undo is None else None
     change = Change(
         turn,
         reached,
         decided.wanted or turn.wanted,
         _how(turn, decided.action),
         drv,
-        reached.facts.system if is_back else None,
+        left,
     )
     if decided.action is Action.BOOT:
         return next_boot.boot_into(change)
