@@ -140,11 +140,15 @@ def _boot_installer(turn: Turn, reached: Reached, image: Obtained | None) -> Fac
     with journal.step(name, "upload") as step:
         step.sha256, step.size = image.sha256, image.path.stat().st_size
         delivered = deliver.deliver(
-            ssh, image, tools=facts.tools, neighbours=turn.neighbours, log=turn.log,
+            ssh,
+            image,
+            tools=facts.tools,
+            neighbours=turn.neighbours,
             turn=lambda: turn.slot("upload"),
-            progress=step.progress, downloaded=step.downloaded,
-            note=lambda text: turn.note("upload", text),
-        )  # fmt: skip
+            report=deliver.Reporting(
+                step.progress, step.downloaded, lambda text: turn.note("upload", text), turn.log
+            ),
+        )
     with journal.step(name, "kexec"):
         flags = turn.host.kexec_extra_flags
         lost = reboot.ask_to_go(lambda: deliver.boot(ssh, delivered, extra_flags=flags, log=turn.log))

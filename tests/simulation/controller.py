@@ -260,7 +260,7 @@ class Run:
                 image=lambda _turn: obtained,
                 there=self._no_remote_build,
             ),
-            neighbours=Neighbours(),
+            neighbours=Neighbours(clock),
             uplink=Uplink(8, clock),
             started=Started.now(clock),
             asked=self.asked,

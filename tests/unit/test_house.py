@@ -21,7 +21,7 @@ KNOWN: Mapping[str, Mapping[str, int]] = {
     "circles": {},
     "mutable": {},
     "long": {},
-    "parameters": {"image": 1},
+    "parameters": {},
 }
 
 

@@ -84,7 +84,7 @@ class Member:
                     self._changed.notify_all()
 
     def _wait(self, note: Callable[[str], None]) -> Neighbour | None:
-        pool, told = self._pool, False
+        pool, is_announced = self._pool, False
         try:
             while True:
                 with self._changed:
@@ -97,11 +97,11 @@ class Member:
                         pool.obtaining.add(self.host)
                         return None
                     pool.waiting.add(self.host)
-                    if told:
+                    if is_announced:
                         self._changed.wait(_LOOK_SECONDS)
-                if not told:
+                if not is_announced:
                     note(f"waiting to take it from {', '.join(others)}")
-                    told = True
+                    is_announced = True
                 self._clock.sleep(0.0)
         finally:
             with self._changed:

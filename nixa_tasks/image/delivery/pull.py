@@ -23,16 +23,19 @@ from nixa_tasks.process.run import Heartbeat, Output, Place
 
 Note = Callable[[str], None]
 
+_SLACK_BLOCKS = 2048  # of 512 bytes, as `ulimit -f` counts: more than the image has is not taken
 _FETCH_SECONDS = 6 * 3600.0
 _SERVER_SECONDS = 30.0
 _BEAT_SECONDS = 5.0
 _FROM_URL = f"""{FOLDER}
+ulimit -f "$3"
 if command -v curl >/dev/null; then exec curl -fsSL --retry 3 --connect-timeout 20 --speed-limit 1024 \
   --speed-time 60 -C - -o "$1.part" "$2"
 elif command -v wget >/dev/null; then exec wget -q -c -T 60 -O "$1.part" "$2"
 else echo "neither curl nor wget is there" >&2; exit 1; fi
 """
 _FROM_NEIGHBOUR = f"""{FOLDER}
+ulimit -f "$3"
 if command -v curl >/dev/null; then exec curl -fsS --noproxy '*' --connect-timeout 5 --speed-limit 1024 \
   --speed-time 20 -C - -o "$1.part" "$2"
 elif command -v wget >/dev/null; then exec wget -q -c -t 2 -T 20 -Y off -O "$1.part" "$2"
@@ -80,7 +83,16 @@ def _fetch(
 ) -> bool:
     note(f"the host fetches it from {source}")
     try:
-        ssh.run(script, obtained.sha256, url, deadline=_FETCH_SECONDS, output=Output(sink=log), what="pull")
+        most = obtained.path.stat().st_size // 512 + _SLACK_BLOCKS
+        ssh.run(
+            script,
+            obtained.sha256,
+            url,
+            str(most),
+            deadline=_FETCH_SECONDS,
+            output=Output(sink=log),
+            what="pull",
+        )
     except CommandFailed as error:
         note(f"{source}: {error.tail[-1] if error.tail else error.what}")
         return False

@@ -7,9 +7,11 @@ upload that was cut goes on where it ended, once what is there has been compared
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,6 +103,17 @@ class Delivered:
     folder: str
 
 
+@dataclass(frozen=True, slots=True)
+class Reporting:
+    """Who hears of a delivery: the bytes that are there of how many; how many bytes the host itself
+    got from upstream; remarks; and what the host's own tools print."""
+
+    progress: Progress
+    downloaded: Callable[[int], None]
+    note: Callable[[str], None]
+    log: Sink
+
+
 def deliver(
     ssh: Ssh,
     obtained: Obtained,
@@ -108,30 +121,43 @@ def deliver(
     tools: tuple[str, ...],
     neighbours: Neighbours,
     turn: Callable[[], AbstractContextManager[None]],
-    progress: Progress,
-    downloaded: Callable[[int], None],
-    note: Callable[[str], None],
-    log: Sink,
+    report: Reporting,
 ) -> Delivered:
-    """Get the file to the host, going on from what is there; where the image is to be pulled, hand it
-    on to the hosts that wait for it. An upload waits for its `turn`. `downloaded` is told how many bytes
-    the host itself got from upstream. The file is not trusted yet: `boot` checks it.
+    """Get the file to the host, continuing with what is there; where the image is to be pulled, hand it
+    on to the hosts that wait for it. An upload waits for its `turn`. The file is not trusted yet:
+    `boot` checks it.
 
     Raises NixaError where there is no room, Unreachable after several tries.
     """
     check_tools(ssh, obtained, tools)
-    folder = _have_room(ssh, obtained)
-    if obtained.image.deliver is Deliver.UPLOAD:
-        with turn():
-            _upload(ssh, obtained, progress=progress, note=note)
-        return Delivered(obtained, folder)
-    with neighbours.joined(obtained.sha256, ssh.host.name) as member:
-        if not pull(ssh, obtained, member, downloaded=downloaded, note=note, log=log):
-            note("the host can't fetch it from anywhere: uploading it")
+    with held_open(obtained) as held:
+        folder = _have_room(ssh, held)
+        if obtained.image.deliver is Deliver.UPLOAD:
             with turn():
-                _upload(ssh, obtained, progress=progress, note=note)
-        hand_on(ssh, obtained, member, note=note)
+                _upload(ssh, held, progress=report.progress, note=report.note)
+            return Delivered(obtained, folder)
+        with neighbours.joined(obtained.sha256, ssh.host.name) as member:
+            if not pull(ssh, held, member, downloaded=report.downloaded, note=report.note, log=report.log):
+                report.note("the host can't fetch it from anywhere: uploading it")
+                with turn():
+                    _upload(ssh, held, progress=report.progress, note=report.note)
+            hand_on(ssh, held, member, note=report.note)
     return Delivered(obtained, folder)
+
+
+@contextlib.contextmanager
+def held_open(obtained: Obtained) -> Iterator[Obtained]:
+    """The same image by an open descriptor, so that it stays readable for as long as the body runs,
+    also where `doit clean:kexec` removes it from the cache meanwhile. Raises NixaError."""
+    try:
+        file = obtained.path.open("rb")
+    except OSError as error:
+        raise NixaError(
+            f"{obtained.path} can't be read: {error.strerror}",
+            hint=f"doit kexec:{obtained.image.name} fetches it again",
+        ) from error
+    with file:
+        yield replace(obtained, path=Path(f"/proc/{os.getpid()}/fd/{file.fileno()}"))
 
 
 def check_tools(ssh: Ssh, obtained: Obtained, tools: tuple[str, ...]) -> None:

@@ -41,7 +41,7 @@ def make_turn(
     turn = Turn(
         Manifest(tmp_path / "hosts.toml", Fleet("."), {}, {host.name: host}), host, output, None, layout,
         journal, RunLog(tmp_path / "log", "deploy", "run", clock), access,
-        Suppliers(_never, _never, _never, _never), Neighbours(), Uplink(1, clock), Started.now(clock),
+        Suppliers(_never, _never, _never, _never), Neighbours(clock), Uplink(1, clock), Started.now(clock),
     )  # fmt: skip
     return turn, Reached(access.ssh(host), KEY, Trust.SEEN, facts)
 

@@ -15,6 +15,7 @@ from nixa_tasks.image.obtain import Obtained
 from nixa_tasks.image.tarball import Summary
 from nixa_tasks.manifest.model import Host, UrlImage
 from nixa_tasks.process.run import Argv, LocalProcesses
+from tests.clocks import CLOCK
 
 
 class _Saying(Ssh):
@@ -51,7 +52,7 @@ def test_a_host_whose_answer_makes_no_sense_is_no_failure(
     monkeypatch.setattr(_Saying, "line", line)
     summary = Summary("x86_64", "gz", 1, 1, 1, 1, 1, "0" * 64)
     obtained = Obtained(UrlImage("i", "http://h/i.tar.gz", "0" * 64), tmp_path / "i", "0" * 64, summary)
-    neighbours, notes, got = Neighbours(), list[str](), list[object]()
+    neighbours, notes, got = Neighbours(CLOCK), list[str](), list[object]()
     with neighbours.joined("0" * 64, "a") as first, neighbours.joined("0" * 64, "b") as second:
         with first.source(_ignore) as outside:
             assert outside is None

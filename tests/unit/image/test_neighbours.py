@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from nixa_tasks.image.delivery.neighbours import Member, Neighbours
+from tests.clocks import CLOCK
 
 _DEADLINE = 20.0
 
@@ -21,7 +22,7 @@ class _Run:
     def __init__(
         self, hosts: int, *, fails: frozenset[int] = frozenset(), mute: frozenset[int] = frozenset()
     ):
-        self.neighbours = Neighbours()
+        self.neighbours = Neighbours(CLOCK)
         self.hosts, self.fails, self.mute = hosts, fails, mute
         self.outside: list[int] = []
         self.taken: list[tuple[int, str]] = []
@@ -83,7 +84,7 @@ def test_hosts_that_can_hand_nothing_on_make_nobody_wait_for_ever() -> None:
 
 
 def test_a_host_that_reaches_no_neighbour_gets_it_from_outside() -> None:
-    neighbours = Neighbours()
+    neighbours = Neighbours(CLOCK)
     with neighbours.joined("sha", "a") as first, neighbours.joined("sha", "b") as second:
         with first.source(_ignore) as outside:
             assert outside is None
@@ -104,7 +105,7 @@ def _take_in_vain(member: Member) -> None:
 
 
 def test_images_are_not_mixed_up() -> None:
-    neighbours = Neighbours()
+    neighbours = Neighbours(CLOCK)
     with (
         neighbours.joined("one", "a") as first,
         neighbours.joined("two", "b") as second,
