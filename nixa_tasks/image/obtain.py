@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
@@ -82,8 +83,9 @@ def look_inside(cache: Cache, path: Path, sha256: str) -> Summary:
         if summary is not None:
             return summary
     summary = tarball.inspect(path, lambda: cache.clock.sleep(0.0))
-    cache.make()
-    cache.record_summary(sha256, {**summary.to_json(), "suffix": kind})
+    with contextlib.suppress(NixaError):  # a cache that is only to be read: it is looked into each time
+        cache.make()
+        cache.record_summary(sha256, {**summary.to_json(), "suffix": kind})
     return summary
 
 

@@ -340,11 +340,20 @@ def _netrc() -> httpx.Auth | None:
 
 
 def _certificates() -> ssl.SSLContext:
-    """The system's certificates, as curl uses them; httpx's own bundle where there are none."""
+    """The system's certificates, as curl uses them; httpx's own bundle where there are none.
+    Raises SourceError."""
+    for variable in ("SSL_CERT_FILE", "NIX_SSL_CERT_FILE"):
+        if named := os.environ.get(variable):
+            try:
+                return ssl.create_default_context(cafile=named)
+            except OSError as error:  # ssl.SSLError is one
+                reason = error.strerror if error.errno else "it holds no certificates"
+                raise SourceError(
+                    f"{variable} names {named}, which can't be used: {reason}",
+                    url="",
+                    hint=f"unset {variable}, or let it name a file of certificates in PEM form",
+                ) from error
     paths = ssl.get_default_verify_paths()
-    named = os.environ.get("SSL_CERT_FILE") or os.environ.get("NIX_SSL_CERT_FILE")
-    if named and Path(named).is_file():
-        return ssl.create_default_context(cafile=named)
     if paths.cafile or (paths.capath and any(Path(paths.capath).iterdir())):
         return ssl.create_default_context()
     import certifi

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,3 +210,42 @@ def test_check_by_what_the_server_says_of_the_file(attempt: Try) -> None:
         server.do.statuses = [(500, {})]
         assert pin.check(image, cache=attempt.cache, network=Network(QUICK)).state is State.UNKNOWN
         assert len(server.gets) == 1
+
+
+@pytest.mark.parametrize("what", ["headers", "body"])
+def test_check_ends_in_time_against_a_server_that_drips(attempt: Try, what: str) -> None:
+    """Each byte comes well within the timeout of a read, and the answer never ends."""
+    ended = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while not ended.is_set():
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65536)
+                    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n" + (
+                        b"" if what == "headers" else b"\r\n"
+                    )
+                    connection.sendall(head)
+                    while not ended.wait(0.05):
+                        connection.sendall(b"X")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=drip, args=(listener,), daemon=True).start()
+        base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        asset = ASSET.replace("https:", "http:")
+        image = UrlImage("i", f"{base}/x.tar.gz" if what == "headers" else asset, sha256(OLD))
+        network = Network(replace(QUICK, total=1.0), github_api=base)
+        verdict = pin.check(image, cache=attempt.cache, network=network)
+        ended.set()
+        listener.shutdown(socket.SHUT_RDWR)
+    assert verdict.state is State.UNKNOWN
+    assert "no answer within 1 s" in verdict.text
+
+
+def test_an_answer_without_end_is_not_read_to_its_end(attempt: Try, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(NEW) as server:
+        image = through(server, monkeypatch)
+        server.do.answers[RELEASE] = b"[" + b" " * (64 << 20)
+        with pytest.raises(SourceError, match="longer than 8 MiB"):
+            look(attempt, image)

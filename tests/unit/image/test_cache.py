@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,13 @@ from nixa_tasks.image.cache import entry as names
 from nixa_tasks.image.cache.cache import Cache, cache_dir
 from nixa_tasks.image.cache.entry import Entry
 from nixa_tasks.image.download.fetch import fetch
+from nixa_tasks.image.obtain import obtain
 from nixa_tasks.manifest.digest import to_base32, to_sri
 from nixa_tasks.manifest.model import UrlImage
+from nixa_tasks.nix.command import Nix
+from nixa_tasks.process.run import LocalProcesses
 from tests.clocks import CLOCK, FakeClock
+from tests.tarballs import installer
 
 BODY = b"an image" * 1000
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -215,6 +220,34 @@ def test_gc_leaves_what_is_in_use_and_says_so(cache: Cache) -> None:
         assert cache.gc(dry_run=False, note=notes.append) == []
     assert f"process {os.getpid()}" in notes[0]
     assert len(cache.gc(dry_run=False)) == 1
+
+
+def test_a_cache_that_is_only_to_be_read_serves_other_users(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("becoming another user needs root")
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    data = installer()
+    image = UrlImage("i", "https://example.org/image.tar.gz", hashlib.sha256(data).hexdigest())
+    cache = Cache(tmp_path / "cache", CLOCK)
+    cache.make()
+    cache.file(image.sha256, ".part").write_bytes(data)
+    cache.adopt(cache.file(image.sha256, ".part"), image.sha256, ".tar.gz", Entry(url=image.url))
+    notes: list[str] = []
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgid(65534)
+            os.setuid(65534)
+            got = obtain(
+                image, cache=cache, manifest=Path("/elsewhere/hosts.toml"), gcroots=tmp_path, nix=Nix(LocalProcesses()),
+                progress=lambda _d, _t: None, note=notes.append,
+            )  # fmt: skip
+            os._exit(0 if got.path == cache.path(image) and "can't note who pins" in notes[0] else 3)
+        except BaseException:  # noqa: BLE001 - whatever it is, the parent must hear of it
+            traceback.print_exc()
+            os._exit(4)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 LEFT_BY_A_KILL = (
