@@ -33,7 +33,7 @@ declare -A command_of=(
   [nix-bin]=nix [openssh-server]=/usr/sbin/sshd [openssh-client]=ssh [iproute2]=ip [busybox-static]=busybox
   [e2fsprogs]=mkfs.ext4 [cpio]=cpio [util-linux]=unshare [git]=git [curl]=curl [procps]=ps [zstd]=zstd [xz-utils]=xz
   [mount]=losetup [kmod]=modprobe [dash]=dash [bash]=bash [aria2]=aria2c [wget]=wget [tmux]=tmux
-  [qemu-system-x86]=qemu-system-x86_64 [kexec-tools]=kexec [patchelf]=patchelf
+  [qemu-system-x86]=qemu-system-x86_64 [kexec-tools]=kexec [patchelf]=patchelf [libarchive-tools]=bsdtar
 )
 
 need_tools() {

@@ -162,7 +162,7 @@ def _act(turn: Turn, reached: Reached) -> Done:
             return Done(decided.judgement, decided.situation.there, facts.system)
         _prepare(turn, decided)
         receipt = _change(turn, decided)
-        return Done(decided.judgement, receipt, facts.system)
+        return Done(decided.judgement, receipt, facts.system, facts.os_name)
 
 
 def _as_root(turn: Turn, reached: Reached, *, is_needed: bool) -> Reached:

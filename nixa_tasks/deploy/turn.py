@@ -143,11 +143,13 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How a host's turn ended well. `before` is the system that ran when it began."""
+    """How a host's turn ended well. `before` is the system that ran when it began, `was` the name of the
+    operating system then."""
 
     judgement: Judgement
     receipt: Receipt | None
     before: str | None
+    was: str | None = None
 
     @property
     def action(self) -> Action:

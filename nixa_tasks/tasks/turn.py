@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from nixa_tasks.deploy import copy, preflight
-from nixa_tasks.deploy.decide import Action, Asked, State
+from nixa_tasks.deploy.decide import Action, Asked, Reason, State
 from nixa_tasks.deploy.deploy import carry_out as carry_out_turn
 from nixa_tasks.deploy.turn import Done, Started, Suppliers, Turn, Undo
 from nixa_tasks.errors import Interrupted, NixaError
@@ -86,7 +86,8 @@ def carry_out(run: Run, host: str, request: Request) -> None:
         run.results.record(Result(host, FAILED, error.what, time.monotonic() - started))
         raise
     run.turns[host] = replace(run.turns[host], done=done)
-    said = f"it {done.judgement.text}"
+    is_new = done.judgement.reason is Reason.NOT_NIXOS and done.was
+    said = f"it was {done.was}" if is_new else f"it {done.judgement.text}"  # it runs NixOS by now
     run.results.record(Result(host, _word(done, asked), said, time.monotonic() - started))
 
 
