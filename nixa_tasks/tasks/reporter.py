@@ -58,6 +58,7 @@ class Reporter:
         self._silent = False
         self._wanted: set[str] = set()
         self._held: Held | None = None
+        self._order: dict[str, int] = {}
         self._handlers: dict[signal.Signals, Any] = {}
 
     def initialize(self, tasks: dict[str, Any], selected_tasks: list[str]) -> None:
@@ -255,13 +256,17 @@ class Reporter:
             while self._results.active and time.monotonic() < until:
                 time.sleep(0.02)
 
+    def _rank(self, host: str) -> int:
+        """A host's place in the manifest; -1 for what is no host."""
+        return self._order.get(host, -1)
+
     def _shown(self) -> list[str]:
         """The text for standard output, in the order of the manifest's hosts."""
-        order = {host: rank for rank, host in enumerate(self._run.asked)} if self._run else {}
-        shown = sorted(self._results.shown, key=lambda one: order.get(one[0], -1))
-        return [text for _, text in shown]
+        return [text for _, text in sorted(self._results.shown, key=lambda one: self._rank(one[0]))]
 
     def _print_end(self, stopped: bool) -> None:
+        if self._run is not None and (self._results.shown or self._results.hosts):
+            self._order = {host: rank for rank, host in enumerate(self._run.manifest.hosts)}
         for text in self._shown():
             write(self._out, text if text.endswith("\n") else text + "\n")
         errors = [error for error in self._results.errors if not isinstance(error, Interrupted)]
@@ -280,7 +285,9 @@ class Reporter:
                 for host, why in held.items()
                 if host not in self._results.hosts
             ]
-            results = [] if len(results) < 2 and errors else results
+            results = (
+                [] if len(results) < 2 and errors else sorted(results, key=lambda one: self._rank(one.name))
+            )
             lines = summary(results, errors)
         if unchanged and not results and not errors:
             lines.append(_nothing_to_do(unchanged, time.monotonic() - self._started))
