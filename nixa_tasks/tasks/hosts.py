@@ -296,7 +296,7 @@ def _ask_for_name(run: Run, host: str) -> None:
 
 def _reach(run: Run, host: str) -> None:
     from nixa_tasks.files import write_json
-    from nixa_tasks.fleet.facts import describe
+    from nixa_tasks.fleet.status import describe
 
     with run.journal.step(host, "reach"):
         reached = run.connect(run.manifest.hosts[host])
@@ -372,11 +372,11 @@ def _make_key(run: Run, host: str, to: str, into: str, pin: bool) -> None:
 
 
 def _history(run: Run, host: str, as_json: bool) -> None:
-    from nixa_tasks.fleet.history import read, render
+    from nixa_tasks.fleet.status import history_of, render_history
     from nixa_tasks.text import terminal_width
 
-    receipts, source = read(run.layout, run.manifest.hosts[host], run.access)
-    run.results.show(render(host, receipts, source, terminal_width(), as_json=as_json), host=host)
+    receipts, source = history_of(run.layout, run.manifest.hosts[host], run.access)
+    run.results.show(render_history(host, receipts, source, terminal_width(), as_json=as_json), host=host)
 
 
 def _hardware(run: Run, host: str) -> None:

@@ -12,7 +12,7 @@ from tests.house import Module, circles, functions, imports, lines, modules, mut
 
 LONGEST_FUNCTION = 60
 MOST_PARAMETERS = 8
-MOST_MODULES = 114  # without the lab; the aim is 110
+MOST_MODULES = 110  # without the lab
 
 # dodo.py is a user's file that happens to be ours: doit reads what stands at its top.
 MODULES = {name: module for name, module in modules().items() if module.room != "dodo"}

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from nixa_tasks.deploy import receipts
 from nixa_tasks.errors import NixaError, plain
-from nixa_tasks.fleet import history, status
+from nixa_tasks.fleet import status
 from nixa_tasks.host import probe
 from nixa_tasks.host.ssh import Ssh
 from nixa_tasks.image.delivery import on_host as onhost
@@ -54,8 +54,8 @@ def test_a_receipt_is_sound_or_none_and_can_be_shown(changes: dict[str, object])
         return
     assert 0 <= one.seconds < float("inf")
     assert one.out is None or one.out.startswith("/")
-    assert is_harmless(history.render("web1", [one], "the host's own record", 200, as_json=False))
-    json.loads(history.render("web1", [one], "x", 80, as_json=True), parse_constant=pytest.fail)
+    assert is_harmless(status.render_history("web1", [one], "the host's own record", 200, as_json=False))
+    json.loads(status.render_history("web1", [one], "x", 80, as_json=True), parse_constant=pytest.fail)
     row = status.remembered(HOST, None, one)
     assert is_harmless(status.render([row], 200))
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from nixa_tasks.fleet import history
+from nixa_tasks.fleet.status import render_history
 from nixa_tasks.state.receipt import How, Outcome, Receipt
 
 OLD, NEW = (f"/nix/store/{letter * 32}-nixos-system-web1" for letter in "ab")
@@ -25,21 +25,21 @@ ARMED, BOOTED = (
 
 
 def test_a_watched_restart_is_one_line_that_says_how_it_ended() -> None:
-    shown = history.render("web1", [INSTALLED, ARMED, BOOTED], "the host", 120, as_json=False).splitlines()
+    shown = render_history("web1", [INSTALLED, ARMED, BOOTED], "the host", 120, as_json=False).splitlines()
     assert [line.split()[1:3] for line in shown[2:]] == [["install", "done"], ["boot", "done"]]
-    shown = history.render("web1", [INSTALLED, ARMED], "the host", 120, as_json=False).splitlines()
+    shown = render_history("web1", [INSTALLED, ARMED], "the host", 120, as_json=False).splitlines()
     assert [line.split()[1:3] for line in shown[2:]] == [["install", "done"], ["boot", "failed"]]
 
 
 def test_the_document_has_all_that_is_on_record() -> None:
-    told = json.loads(history.render("web1", [INSTALLED, ARMED, BOOTED], "the host", 80, as_json=True))
+    told = json.loads(render_history("web1", [INSTALLED, ARMED, BOOTED], "the host", 80, as_json=True))
     assert [one["outcome"] for one in told["deploys"]] == ["done", "failed", "done"]
 
 
 @pytest.mark.parametrize("width", [80, 140])
 def test_it_fits_the_terminal_and_names_what_ran(width: int) -> None:
     dirty = receipt(3, How.SWITCH, Outcome.DONE, NEW, f"{COMMIT}-dirty")
-    shown = history.render("web1", [INSTALLED, dirty], "the host", width, as_json=False)
+    shown = render_history("web1", [INSTALLED, dirty], "the host", width, as_json=False)
     assert max(map(len, shown.splitlines())) <= width
     assert "aaaaaaa…-nixos-system-web1" in shown
     assert ("0123456-dirty" in shown) is (width == 140)
