@@ -165,7 +165,7 @@ class Run:
         policy = self.manifest.fleet.dirty
         if policy is Dirty.ALLOW or not self.fingerprint.is_dirty:
             return
-        what = "the flake has uncommitted changes, which no commit will tell of"
+        what = "the flake has uncommitted changes: what is deployed is in no commit"
         if policy is Dirty.REFUSE:
             raise NixaError(
                 f'{what}, and hosts.toml says dirty = "refuse"',
@@ -175,7 +175,7 @@ class Run:
         with self._lock:
             is_new, self._is_dirty_noted = not self._is_dirty_noted, True
         if is_new:
-            self.journal.note("", "flake", f'{what} (dirty = "allow" in [fleet] says that this is meant)')
+            self.journal.note("", "flake", f'{what} (`dirty = "allow"` in [fleet] silences this)')
 
     def output(self, host: str) -> Output:
         """What the flake says of the host, evaluated together with the others that were asked for.
