@@ -230,6 +230,8 @@ class LocalProcesses:
             until = time.monotonic() + deadline
             while not held.ready.wait(0.02):
                 if held.over.is_set():
+                    if self.is_stopping():  # it was ended, and did not fail
+                        raise Interrupted(f"{what}: stopped", host=host)
                     raise CommandFailed(
                         f"{what}: ended too soon",
                         argv=argv,

@@ -7,13 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nixa_tasks.errors import CommandFailed, DeadlinePassed, NixaError
+from nixa_tasks.errors import CommandFailed, DeadlinePassed, Interrupted, NixaError
 from nixa_tasks.process.run import Heartbeat, LocalProcesses, Output, Place
 
 
@@ -94,6 +95,30 @@ def test_after_a_stop_everything_is_ended_and_nothing_starts(tmp_path: Path) -> 
     done = LocalProcesses().run((sys.executable, "-c", code), deadline=30, place=Place(tmp_path))
     assert done.stdout.strip() == "['interrupted', 'nothing starts']"
     assert not is_alive(int((tmp_path / "pid").read_text()))
+
+
+def test_a_hold_that_is_stopped_while_it_waits_is_interrupted_and_has_not_failed(tmp_path: Path) -> None:
+    processes = LocalProcesses()
+
+    def stop_once_started() -> None:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.01)
+        processes.stop_all()
+
+    stopper = threading.Thread(target=stop_once_started)
+    stopper.start()
+    with (
+        pytest.raises(Interrupted),
+        processes.hold(
+            ("sh", "-c", f": >{tmp_path}/started; sleep 60"),
+            is_ready=lambda _line: False,
+            deadline=60,
+            heartbeat=Heartbeat(b"", 1),
+            what="the lock",
+        ),
+    ):
+        pass
+    stopper.join(30)
 
 
 def test_a_held_process_lives_as_long_as_the_body(tmp_path: Path) -> None:
