@@ -105,7 +105,7 @@ def _append(path: Path, text: str) -> None:
 
 
 def adopt(turn: Turn, reached: Reached) -> Receipt:
-    """Record that the host runs what is wanted, or will from its next restart on.
+    """Record that the host runs the wanted system, or will after its next restart.
 
     Its own receipt stands if it says the same; without that nobody has seen the checks pass, as when
     an installation was cut off before them. Raises checks.CheckFailed.

@@ -1,4 +1,4 @@
-"""The fleet as a table: what is wanted, what runs, when it was last deployed, and the state of each host;
+"""The fleet as a table: what each host should run, runs, and when it was last deployed; its state;
 one host's facts as lines; and its history, by the host's own record or by what is remembered here."""
 
 from __future__ import annotations
